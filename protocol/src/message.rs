@@ -1,0 +1,576 @@
+//! What nodes say to each other on the control connection.
+//!
+//! Generic over how a node is named: [`Peer`] inside the machines, [`NodeRecord`] on the wire
+//! (see [`wire`](crate::wire)), so that whoever is told of a node can also reach it.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    attest::Attestation,
+    chunk::{Bitfield, ChunkHash},
+    digest::Digest,
+    directory::{NodeId, NodeRecord, Peer},
+    reference::{Repository, Tag, Upstream},
+};
+
+/// What a blob is to its origin: the two are read at different addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum BlobKind {
+    /// A manifest or an index: one chunk, its size unknown until it is read.
+    Manifest,
+    /// A layer or a config.
+    Blob,
+}
+
+/// Where a blob may be read. A hint only: the digest alone names the blob.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Hint {
+    /// The registry, to be found in each node's own configuration.
+    pub upstream: Upstream,
+    /// The repository within it.
+    pub repository: Repository,
+}
+
+/// Names one lease of one steward: the steward's term and a counter within it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct LeaseId {
+    /// The term of the steward that granted it.
+    pub term: u64,
+    /// Counts the grants of that term.
+    pub number: u32,
+}
+
+/// The chunks `first..end` of a blob, leased to be read from the origin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// Its name.
+    pub id: LeaseId,
+    /// The first chunk.
+    pub first: u32,
+    /// One past the last chunk.
+    pub end: u32,
+}
+
+/// Why an origin read ended before its range did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OriginFailure {
+    /// The origin said that it does not have the blob (404), or this node has no hint for it.
+    NotFound,
+    /// The origin refused this node's credentials (401, 403).
+    Denied,
+    /// The origin asked for a pause (429, 503), in milliseconds if it said how long.
+    Throttled {
+        /// Retry-After, in milliseconds.
+        retry_ms: Option<u32>,
+    },
+    /// Not reachable, broken off, or nonsense; the text is for people.
+    Failed(String),
+}
+
+/// How far a leaseholder is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseReport {
+    /// Which lease.
+    pub lease: Lease,
+    /// The next chunk that it has not finished; `end` when done.
+    pub next: u32,
+    /// Bytes read from the origin under the lease so far.
+    pub bytes: u64,
+}
+
+/// A tag to be resolved.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct TagKey {
+    /// The registry.
+    pub upstream: Upstream,
+    /// The repository within it.
+    pub repository: Repository,
+    /// The tag.
+    pub tag: Tag,
+}
+
+/// What a tag named when an origin was asked, in the words of the node that asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TagRecord {
+    /// The digest that the origin gave.
+    pub digest: Digest,
+    /// When it was asked, in seconds since 1970 by that node's clock.
+    pub asked_at: u64,
+    /// The node that asked.
+    pub asked_by: NodeId,
+}
+
+/// Why a tag has no answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TagFailure {
+    /// The origin said that there is no such tag.
+    NotFound(String),
+    /// The origin refused the credentials.
+    Denied(String),
+    /// The origin is limiting its clients; seconds to wait, if it said.
+    Throttled(Option<u32>),
+    /// The origin could not be reached, and the tag was never seen.
+    Unreachable(String),
+}
+
+/// An answer to a question about a tag.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TagAnswer {
+    /// The origin said so within the time that an answer stays fresh.
+    Fresh(TagRecord),
+    /// The last that was known; the origin could not be asked, for this reason.
+    Stale(TagRecord, String),
+    /// No answer.
+    Failed(TagFailure),
+}
+
+/// A member as full membership lists carry it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberEntry<P> {
+    /// Who.
+    pub peer: P,
+    /// Which start of that node's daemon.
+    pub generation: u64,
+    /// SWIM's incarnation number.
+    pub incarnation: u16,
+    /// Whether it was declared dead.
+    pub down: bool,
+}
+
+/// A control message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Message<P = Peer> {
+    // Membership.
+    /// A SWIM packet.
+    Swim(Bytes),
+    /// The hash of the sender's member list; the receiver answers with its list if they differ.
+    MembersHash(u64),
+    /// A page of the sender's member list.
+    Members {
+        /// Up to [`MEMBER_PAGE_MAX`](crate::limits::MEMBER_PAGE_MAX) members.
+        page: Vec<MemberEntry<P>>,
+        /// Whether the receiver should send its own list back.
+        reply: bool,
+    },
+
+    // Puller and steward.
+    /// "I pull this blob." Repeated while the pull lasts; tells the steward all it has to know.
+    Join {
+        /// The blob.
+        blob: Digest,
+        /// Manifest or not.
+        kind: BlobKind,
+        /// Its size, where the sender knows it.
+        size: Option<u64>,
+        /// What the sender has.
+        have: Bitfield,
+        /// Chunks that a client of the sender waits for.
+        urgent: Vec<u32>,
+        /// The leases that the sender works on.
+        leases: Vec<LeaseReport>,
+        /// Upstreams where the sender may read the blob; empty when it has no hint.
+        upstreams: Vec<Upstream>,
+        /// How many peers the sender would like to hear of.
+        want_peers: u16,
+        /// Set when the better-ranked stewards do not answer: asks the receiver to act.
+        takeover: bool,
+    },
+    /// A steward's answer to a join, and its word whenever something changed.
+    Welcome {
+        /// The blob.
+        blob: Digest,
+        /// The steward's term.
+        term: u64,
+        /// The blob's size, where the steward knows it.
+        size: Option<u64>,
+        /// Nodes that have or pull the blob.
+        peers: Vec<P>,
+        /// Why nobody can read it, when no holder and no origin is left to try.
+        failure: Option<OriginFailure>,
+    },
+    /// "I act as steward of this blob now": everyone who pulls it joins again at once.
+    Acting {
+        /// The blob.
+        blob: Digest,
+        /// The new term.
+        term: u64,
+    },
+    /// Read this range from the origin.
+    Grant {
+        /// The blob.
+        blob: Digest,
+        /// The range.
+        lease: Lease,
+    },
+    /// How far the sender is with a lease; also a sign of life while the origin is slow.
+    Report {
+        /// The blob.
+        blob: Digest,
+        /// The progress.
+        report: LeaseReport,
+        /// The blob's size, learned from the origin's answer.
+        size: Option<u64>,
+        /// Set when the lease ended early.
+        failure: Option<OriginFailure>,
+    },
+    /// Stop reading under this lease; chunks not finished go to someone else.
+    Revoke {
+        /// The blob.
+        blob: Digest,
+        /// Which lease.
+        lease: LeaseId,
+    },
+    /// Chunks that nobody whom the sender knows has.
+    Lost {
+        /// The blob.
+        blob: Digest,
+        /// The chunks.
+        chunks: Vec<u32>,
+    },
+    /// The sender no longer pulls this blob.
+    Leave {
+        /// The blob.
+        blob: Digest,
+    },
+    /// Complete blobs that the sender holds, and blobs that it held and dropped.
+    Announce {
+        /// Held, each with its kind and size in bytes.
+        held: Vec<(Digest, BlobKind, u64)>,
+        /// Dropped.
+        dropped: Vec<Digest>,
+    },
+
+    // Steward and keeper of an upstream.
+    /// A steward asks for origin streams, or keeps those it has.
+    StreamsWanted {
+        /// The upstream.
+        upstream: Upstream,
+        /// The blob whose steward asks.
+        blob: Digest,
+        /// How many it could use.
+        wanted: u16,
+        /// Bytes read from the origin for this blob since the last message.
+        bytes: u64,
+        /// Whether the origin asked for a pause since the last message.
+        throttled: bool,
+    },
+    /// The keeper's answer; valid for 5 seconds.
+    StreamsGranted {
+        /// The upstream.
+        upstream: Upstream,
+        /// The blob whose steward asked.
+        blob: Digest,
+        /// How many streams it may have open.
+        streams: u16,
+    },
+
+    // Neighbours in a mesh.
+    /// What the sender has of a blob: offers or accepts to be neighbours.
+    Offer {
+        /// The blob.
+        blob: Digest,
+        /// Manifest or not.
+        kind: BlobKind,
+        /// Its size, where the sender knows it.
+        size: Option<u64>,
+        /// What the sender has.
+        have: Bitfield,
+        /// Whether this answers the receiver's own offer.
+        answer: bool,
+    },
+    /// The sender is not, or no longer, a neighbour in this blob's mesh.
+    Part {
+        /// The blob.
+        blob: Digest,
+    },
+    /// Chunks that the sender got since it last said so.
+    Have {
+        /// The blob.
+        blob: Digest,
+        /// The chunks.
+        chunks: Vec<u32>,
+        /// How long a request would wait in the sender's upload queue, in milliseconds.
+        queue_ms: u32,
+    },
+    /// Send me this chunk.
+    Request {
+        /// The blob.
+        blob: Digest,
+        /// The chunk.
+        index: u32,
+    },
+    /// The request waits in the upload queue for about so long.
+    Queued {
+        /// The blob.
+        blob: Digest,
+        /// The chunk.
+        index: u32,
+        /// Milliseconds.
+        delay_ms: u32,
+    },
+    /// The upload queue is full.
+    Busy {
+        /// The blob.
+        blob: Digest,
+        /// The chunk.
+        index: u32,
+        /// When to ask this node again, in milliseconds.
+        retry_ms: u32,
+    },
+    /// The sender does not have that chunk (any more).
+    Missing {
+        /// The blob.
+        blob: Digest,
+        /// The chunk.
+        index: u32,
+    },
+    /// The chunk is no longer wanted.
+    Cancel {
+        /// The blob.
+        blob: Digest,
+        /// The chunk.
+        index: u32,
+    },
+    /// The bytes that the receiver sent do not match their attestation.
+    Corrupt {
+        /// The blob.
+        blob: Digest,
+        /// The chunk.
+        index: u32,
+    },
+
+    // Blame.
+    /// The whole does not have its digest: asks the receiver for an audit.
+    Mismatch {
+        /// The blob.
+        blob: Digest,
+        /// Who signed the chunks that the sender has.
+        signers: Vec<NodeId>,
+    },
+    /// The result of an audit: the hashes of the blob whose digest did match, from `first` on.
+    Audited {
+        /// The blob.
+        blob: Digest,
+        /// The first chunk in `hashes`.
+        first: u32,
+        /// The chunks' hashes, in order.
+        hashes: Vec<ChunkHash>,
+    },
+    /// A signed hash that contradicts a blob; whoever has verified that blob can check it.
+    Proof {
+        /// The blob.
+        blob: Digest,
+        /// The chunk.
+        index: u32,
+        /// The lie.
+        attestation: Attestation,
+    },
+
+    // Tags.
+    /// What does this tag name?
+    AskTag {
+        /// The tag.
+        key: TagKey,
+    },
+    /// The answer.
+    Tag {
+        /// The tag.
+        key: TagKey,
+        /// What is known of it.
+        answer: TagAnswer,
+    },
+
+    // Statistics.
+    /// Asks for the receiver's own statistics.
+    AskStats {
+        /// Given back with the answer.
+        id: u64,
+    },
+    /// The answer, JSON as the admin endpoint serves it.
+    Stats {
+        /// From the question.
+        id: u64,
+        /// The JSON text.
+        json: Bytes,
+    },
+}
+
+impl<P> Message<P> {
+    /// The same message with every node that it names spelled by `f`.
+    pub fn map_peers<Q>(self, mut f: impl FnMut(P) -> Q) -> Message<Q> {
+        match self {
+            Self::Members { page, reply } => Message::Members {
+                page: page
+                    .into_iter()
+                    .map(|entry| MemberEntry {
+                        peer: f(entry.peer),
+                        generation: entry.generation,
+                        incarnation: entry.incarnation,
+                        down: entry.down,
+                    })
+                    .collect(),
+                reply,
+            },
+            Self::Welcome {
+                blob,
+                term,
+                size,
+                peers,
+                failure,
+            } => Message::Welcome {
+                blob,
+                term,
+                size,
+                peers: peers.into_iter().map(f).collect(),
+                failure,
+            },
+            Self::Swim(packet) => Message::Swim(packet),
+            Self::MembersHash(hash) => Message::MembersHash(hash),
+            Self::Join {
+                blob,
+                kind,
+                size,
+                have,
+                urgent,
+                leases,
+                upstreams,
+                want_peers,
+                takeover,
+            } => Message::Join {
+                blob,
+                kind,
+                size,
+                have,
+                urgent,
+                leases,
+                upstreams,
+                want_peers,
+                takeover,
+            },
+            Self::Acting { blob, term } => Message::Acting { blob, term },
+            Self::Grant { blob, lease } => Message::Grant { blob, lease },
+            Self::Report {
+                blob,
+                report,
+                size,
+                failure,
+            } => Message::Report {
+                blob,
+                report,
+                size,
+                failure,
+            },
+            Self::Revoke { blob, lease } => Message::Revoke { blob, lease },
+            Self::Lost { blob, chunks } => Message::Lost { blob, chunks },
+            Self::Leave { blob } => Message::Leave { blob },
+            Self::Announce { held, dropped } => Message::Announce { held, dropped },
+            Self::StreamsWanted {
+                upstream,
+                blob,
+                wanted,
+                bytes,
+                throttled,
+            } => Message::StreamsWanted {
+                upstream,
+                blob,
+                wanted,
+                bytes,
+                throttled,
+            },
+            Self::StreamsGranted {
+                upstream,
+                blob,
+                streams,
+            } => Message::StreamsGranted {
+                upstream,
+                blob,
+                streams,
+            },
+            Self::Offer {
+                blob,
+                kind,
+                size,
+                have,
+                answer,
+            } => Message::Offer {
+                blob,
+                kind,
+                size,
+                have,
+                answer,
+            },
+            Self::Part { blob } => Message::Part { blob },
+            Self::Have {
+                blob,
+                chunks,
+                queue_ms,
+            } => Message::Have {
+                blob,
+                chunks,
+                queue_ms,
+            },
+            Self::Request { blob, index } => Message::Request { blob, index },
+            Self::Queued {
+                blob,
+                index,
+                delay_ms,
+            } => Message::Queued {
+                blob,
+                index,
+                delay_ms,
+            },
+            Self::Busy {
+                blob,
+                index,
+                retry_ms,
+            } => Message::Busy {
+                blob,
+                index,
+                retry_ms,
+            },
+            Self::Missing { blob, index } => Message::Missing { blob, index },
+            Self::Cancel { blob, index } => Message::Cancel { blob, index },
+            Self::Corrupt { blob, index } => Message::Corrupt { blob, index },
+            Self::Mismatch { blob, signers } => Message::Mismatch { blob, signers },
+            Self::Audited {
+                blob,
+                first,
+                hashes,
+            } => Message::Audited {
+                blob,
+                first,
+                hashes,
+            },
+            Self::Proof {
+                blob,
+                index,
+                attestation,
+            } => Message::Proof {
+                blob,
+                index,
+                attestation,
+            },
+            Self::AskTag { key } => Message::AskTag { key },
+            Self::Tag { key, answer } => Message::Tag { key, answer },
+            Self::AskStats { id } => Message::AskStats { id },
+            Self::Stats { id, json } => Message::Stats { id, json },
+        }
+    }
+}
+
+/// What stands before the bytes of a chunk on the bulk connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkHeader {
+    /// The blob.
+    pub blob: Digest,
+    /// The chunk.
+    pub index: u32,
+    /// The size of the whole blob, so that a receiver that did not know it can store the chunk.
+    pub size: u64,
+    /// Who vouches for the bytes that follow; their number is in it.
+    pub attestation: Attestation,
+}
+
+/// How a node is named on the wire.
+pub type WireMessage = Message<NodeRecord>;

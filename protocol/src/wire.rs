@@ -1,0 +1,102 @@
+//! Bytes on the wire and in small files: bincode with limits, the one place that knows the format.
+//!
+//! Every encoding begins with a version byte. A reader refuses a version that it does not know,
+//! and never allocates more than its limit whatever the bytes say.
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{
+    directory::{Directory, Peer},
+    limits::{ADDRESSES_MAX, CHUNK_BYTES, CONTROL_FRAME_BYTES_MAX, MEMBER_PAGE_MAX},
+    message::{ChunkHeader, Message, WireMessage},
+};
+
+/// The version of every encoding that this build writes.
+pub const VERSION: u8 = 1;
+
+/// Bytes of the largest encoded [`ChunkHeader`].
+pub const CHUNK_HEADER_BYTES_MAX: usize = 512;
+
+/// Why bytes could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    /// No bytes at all.
+    #[error("empty message")]
+    Empty,
+    /// Written by another version.
+    #[error("version {0} of the format; this build reads version {VERSION}")]
+    Version(u8),
+    /// Not what was expected.
+    #[error("malformed message: {0}")]
+    Malformed(#[from] bincode::error::DecodeError),
+    /// Well-formed, but outside the bounds that every node keeps.
+    #[error("message out of bounds: {0}")]
+    OutOfBounds(&'static str),
+}
+
+fn options() -> impl bincode::config::Config {
+    bincode::config::standard().with_limit::<CONTROL_FRAME_BYTES_MAX>()
+}
+
+/// The bytes of a value.
+///
+/// # Panics
+/// Never for the types of this crate: none of them can fail to serialize.
+pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    let mut out = vec![VERSION];
+    bincode::serde::encode_into_std_write(value, &mut out, options())
+        .expect("plain data types serialize into memory");
+    out
+}
+
+/// Reads what [`encode`] wrote. Bytes left over are an error.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
+    let (version, body) = bytes.split_first().ok_or(WireError::Empty)?;
+    if *version != VERSION {
+        return Err(WireError::Version(*version));
+    }
+    let (value, used) = bincode::serde::decode_from_slice(body, options())?;
+    if used == body.len() {
+        Ok(value)
+    } else {
+        Err(WireError::OutOfBounds("trailing bytes"))
+    }
+}
+
+/// The bytes of a control message.
+pub fn encode_message(message: Message<Peer>, directory: &Directory) -> Vec<u8> {
+    encode(&message.map_peers(|peer| (*directory.record(peer)).clone()))
+}
+
+/// Reads a control message and checks the bounds that do not depend on who receives it.
+pub fn decode_message(bytes: &[u8], directory: &Directory) -> Result<Message<Peer>, WireError> {
+    let message: WireMessage = decode(bytes)?;
+    let bitfield = match &message {
+        Message::Join { have, .. } | Message::Offer { have, .. } => Some(have),
+        _ => None,
+    };
+    if bitfield.is_some_and(|have| !have.is_well_formed()) {
+        return Err(WireError::OutOfBounds("bitfield"));
+    }
+    match &message {
+        Message::Members { page, .. }
+            if page.len() > MEMBER_PAGE_MAX
+                || page
+                    .iter()
+                    .any(|entry| entry.peer.addresses.len() > ADDRESSES_MAX) =>
+        {
+            return Err(WireError::OutOfBounds("member page"));
+        }
+        _ => {}
+    }
+    Ok(message.map_peers(|record| directory.intern(&record)))
+}
+
+/// Reads a chunk header and checks that it announces a chunk of a possible length.
+pub fn decode_chunk_header(bytes: &[u8]) -> Result<ChunkHeader, WireError> {
+    let header: ChunkHeader = decode(bytes)?;
+    if u64::from(header.attestation.len) > CHUNK_BYTES {
+        return Err(WireError::OutOfBounds("chunk length"));
+    }
+    Ok(header)
+}
