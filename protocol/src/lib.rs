@@ -7,10 +7,24 @@
 
 pub mod attest;
 pub mod chunk;
+pub mod config;
+pub mod core;
+mod ctx;
 pub mod digest;
 pub mod directory;
+pub mod event;
+pub mod invariants;
+mod joining;
+mod keeper;
 pub mod limits;
+mod link;
+mod membership;
+mod mesh;
 pub mod message;
+mod picker;
 pub mod reference;
+mod steward;
+mod tags;
 pub mod time;
+mod uploads;
 pub mod wire;

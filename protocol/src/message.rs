@@ -345,16 +345,19 @@ pub enum Message<P = Peer> {
     Mismatch {
         /// The blob.
         blob: Digest,
-        /// Who signed the chunks that the sender has.
-        signers: Vec<NodeId>,
+        /// Manifest or not.
+        kind: BlobKind,
+        /// Its size.
+        size: u64,
+        /// Where it may be read.
+        hints: Vec<Hint>,
     },
-    /// The result of an audit: the hashes of the blob whose digest did match, from `first` on.
+    /// The result of an audit: the hashes of all chunks of the blob whose digest did match, in
+    /// order. None at all: what the origin gives does not have the digest either.
     Audited {
         /// The blob.
         blob: Digest,
-        /// The first chunk in `hashes`.
-        first: u32,
-        /// The chunks' hashes, in order.
+        /// The chunks' hashes.
         hashes: Vec<ChunkHash>,
     },
     /// A signed hash that contradicts a blob; whoever has verified that blob can check it.
@@ -532,16 +535,18 @@ impl<P> Message<P> {
             Self::Missing { blob, index } => Message::Missing { blob, index },
             Self::Cancel { blob, index } => Message::Cancel { blob, index },
             Self::Corrupt { blob, index } => Message::Corrupt { blob, index },
-            Self::Mismatch { blob, signers } => Message::Mismatch { blob, signers },
-            Self::Audited {
+            Self::Mismatch {
                 blob,
-                first,
-                hashes,
-            } => Message::Audited {
+                kind,
+                size,
+                hints,
+            } => Message::Mismatch {
                 blob,
-                first,
-                hashes,
+                kind,
+                size,
+                hints,
             },
+            Self::Audited { blob, hashes } => Message::Audited { blob, hashes },
             Self::Proof {
                 blob,
                 index,

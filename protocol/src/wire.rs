@@ -63,6 +63,16 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
     }
 }
 
+/// Reads a value from the front of `bytes`, and says how many bytes it took.
+pub fn decode_prefix<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, usize), WireError> {
+    let (version, body) = bytes.split_first().ok_or(WireError::Empty)?;
+    if *version != VERSION {
+        return Err(WireError::Version(*version));
+    }
+    let (value, used) = bincode::serde::decode_from_slice(body, options())?;
+    Ok((value, used + 1))
+}
+
 /// The bytes of a control message.
 pub fn encode_message(message: Message<Peer>, directory: &Directory) -> Vec<u8> {
     encode(&message.map_peers(|peer| (*directory.record(peer)).clone()))

@@ -1,0 +1,151 @@
+//! What an operator or an experiment may tune, with the defaults and their reasons.
+//!
+//! Numbers marked \[sim\] come from simulations of this algorithm on FIFO links.
+
+use crate::time::Duration;
+
+/// Settings of the exchange of one node.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Neighbours that a node looks for in each blob's mesh. 16 makes a near-regular random graph
+    /// whose diameter is 3 at 1,000 nodes.
+    pub degree: usize,
+    /// Neighbours that it accepts, so that late joiners find room.
+    pub degree_max: usize,
+    /// Below so many neighbours it asks the steward for more.
+    pub degree_low: usize,
+
+    /// Chunks requested and not yet received, at least. With the 4 MiB chunks of a 100 Mbit/s
+    /// link, two leave one uplink in eight idle for want of a request; four do not \[sim\].
+    pub outstanding_min: usize,
+    /// And at most: 256 MiB of receive buffers.
+    pub outstanding_max: usize,
+    /// The part of a second of its own download rate that a node keeps requested.
+    pub outstanding_window: Duration,
+    /// Chunks outstanding at one neighbour, where there are neighbours enough.
+    pub outstanding_per_peer: usize,
+
+    /// Chunks sent at once. More share the uplink and make every one of them late.
+    pub upload_slots: usize,
+    /// Requests that wait for a slot; the next one is told that we are busy.
+    pub upload_queue: usize,
+
+    /// How long chunk announcements are gathered before they are sent.
+    pub have_interval: Duration,
+    /// Candidates among which the rarest chunk is taken.
+    pub rarest_sample: usize,
+    /// How far ahead of a reader chunks are taken, at least, in chunks (256 MiB).
+    pub window_chunks_min: u32,
+    /// And at most (2 GiB).
+    pub window_chunks_max: u32,
+    /// How far ahead, in seconds of the node's download rate.
+    pub window_time: Duration,
+
+    /// The shortest time without progress after which a request is given up.
+    pub request_timeout: Duration,
+    /// The shortest age at which the last chunks are asked for twice.
+    pub endgame_after: Duration,
+    /// How long a neighbour that did not answer is left alone, at first.
+    pub stall_penalty: Duration,
+    /// Chunks with wrong bytes after which a peer is left alone.
+    pub strikes_max: u32,
+    /// How long it is left alone then.
+    pub strike_penalty: Duration,
+
+    /// A puller repeats its join so often.
+    pub join_interval: Duration,
+    /// It repeats a join that was not answered after so long.
+    pub join_resend: Duration,
+    /// It asks the next-ranked steward to act after so long.
+    pub takeover_after: Duration,
+    /// A puller that no steward answers reads from the origin itself after so long.
+    pub fallback_after: Duration,
+    /// Origin streams of a node without a steward.
+    pub fallback_streams: u32,
+
+    /// Chunks in a lease: 16 MiB.
+    pub lease_chunks: u32,
+    /// A leaseholder reports at least so often, also while the origin is silent.
+    pub report_interval: Duration,
+    /// A leaseholder that has not reported for so long loses its leases.
+    pub lease_silence: Duration,
+    /// A lease without a byte of progress for so long goes to another holder, which may have a
+    /// better way to the origin.
+    pub lease_stall: Duration,
+    /// How long a new steward gathers joins before it grants leases.
+    pub rebuild: Duration,
+    /// A puller that has not joined for so long is forgotten.
+    pub joiner_expiry: Duration,
+    /// Origin streams of an upstream to begin with, over the whole cluster.
+    pub streams_start: u16,
+    /// And at most.
+    pub streams_max: u16,
+    /// How long a keeper's grant of streams is valid.
+    pub streams_expiry: Duration,
+
+    /// Whether pulls wait for the first exchange of member lists: set when there is someone to
+    /// join.
+    pub wait_for_members: bool,
+    /// How long they wait at most.
+    pub wait_for_members_max: Duration,
+    /// Member lists are compared with a random member so often.
+    pub sync_interval: Duration,
+    /// Complete blobs are announced again to their stewards so often.
+    pub announce_interval: Duration,
+    /// How long the answer of an origin about a tag stays fresh.
+    pub tag_ttl: Duration,
+    /// How long a question about a tag may stay without an answer before the next node is asked.
+    pub tag_timeout: Duration,
+    /// A machine whose clock jumped by more than this was asleep: what it granted or was granted
+    /// may be in other hands.
+    pub asleep_after: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let ms = Duration::from_millis;
+        let s = Duration::from_secs;
+        Self {
+            degree: 16,
+            degree_max: 20,
+            degree_low: 12,
+            outstanding_min: 4,
+            outstanding_max: 64,
+            outstanding_window: ms(50),
+            outstanding_per_peer: 3,
+            upload_slots: 4,
+            upload_queue: 12,
+            have_interval: ms(15),
+            rarest_sample: 16,
+            window_chunks_min: 64,
+            window_chunks_max: 512,
+            window_time: s(20),
+            request_timeout: s(1),
+            endgame_after: ms(150),
+            stall_penalty: s(2),
+            strikes_max: 3,
+            strike_penalty: s(60),
+            join_interval: s(2),
+            join_resend: ms(300),
+            takeover_after: ms(700),
+            fallback_after: s(2),
+            fallback_streams: 2,
+            lease_chunks: 4,
+            report_interval: ms(250),
+            lease_silence: s(1),
+            lease_stall: s(5),
+            rebuild: ms(300),
+            joiner_expiry: s(10),
+            streams_start: 4,
+            streams_max: 32,
+            streams_expiry: s(5),
+            wait_for_members: false,
+            wait_for_members_max: s(2),
+            sync_interval: s(30),
+            announce_interval: s(600),
+            tag_ttl: s(10),
+            tag_timeout: s(3),
+            asleep_after: s(3),
+        }
+    }
+}

@@ -1,0 +1,1138 @@
+//! One node's whole exchange.
+//!
+//! # The calling contract
+//!
+//! - Call [`Core::handle`] with every fact, in the order in which the facts became known, and with
+//!   a time that never goes back.
+//! - Carry out the actions that it appends, in their order, before the next call. None of them
+//!   needs an answer before other events may come in.
+//! - When [`Core::deadline`] has passed, call it with [`Event::Tick`]. Being late is harmless; a
+//!   call too many does nothing.
+//!
+//! The machine never blocks and never fails. What a peer says is checked for sense here and for
+//! truth by whoever holds the bytes: a chunk enters as [`Event::ChunkStored`] only after its bytes
+//! were checked against its attestation.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rand::{RngExt as _, SeedableRng as _, rngs::Xoshiro256PlusPlus};
+
+use crate::{
+    chunk::Bitfield,
+    config::Config,
+    ctx::Ctx,
+    digest::Digest,
+    directory::{Directory, NodeRecord, Peer},
+    event::{Action, Event},
+    keeper::Keeper,
+    link::{Ewma, Rate},
+    membership::{Membership, Output},
+    mesh::{Mesh, Phase},
+    message::{BlobKind, Hint, Message, OriginFailure},
+    reference::Upstream,
+    steward::Steward,
+    tags::Tags,
+    time::{Duration, Time},
+    uploads::Uploads,
+};
+
+/// The exchange of one node; see the [module](self) for how to call it.
+pub struct Core {
+    ctx: Ctx,
+    membership: Membership,
+    meshes: BTreeMap<Digest, Mesh>,
+    stewards: BTreeMap<Digest, Steward>,
+    keepers: BTreeMap<Upstream, Keeper>,
+    uploads: Uploads,
+    tags: Tags,
+    /// Verified blobs that the store holds.
+    holdings: BTreeMap<Digest, (BlobKind, u64)>,
+    /// Who is to hear of the audits that this node runs.
+    reporters: BTreeMap<Digest, BTreeSet<Peer>>,
+    /// Pulls and questions that wait for the first list of members.
+    held_back: Vec<Event>,
+    held_back_until: Time,
+    announce_at: Time,
+    last_now: Time,
+    /// Which blob gets the next request.
+    turn: usize,
+}
+
+/// After a change of membership complete blobs are announced to their new stewards so soon.
+const ANNOUNCE_SETTLE: Duration = Duration::from_millis(500);
+
+/// Blobs in one [`Message::Announce`]: 512 take 30 KB.
+const ANNOUNCE_PAGE: usize = 512;
+
+/// Records of blobs that a node coordinates at most: a peer cannot fill its memory with joins.
+const STEWARDS_MAX: usize = 100_000;
+
+/// Why an idle machine looks around at least so often: it notices that it was asleep.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+impl Core {
+    /// A node that knows nobody yet. `seed` is all the randomness that it will ever use.
+    pub fn new(config: Config, me: NodeRecord, directory: Directory, seed: u64, now: Time) -> Self {
+        let peer = directory.intern(&me);
+        let held_back_until = if config.wait_for_members {
+            now + config.wait_for_members_max
+        } else {
+            Time::ZERO
+        };
+        let membership = Membership::new(
+            me.clone(),
+            directory.clone(),
+            seed,
+            now,
+            config.sync_interval,
+        );
+        Self {
+            ctx: Ctx {
+                now,
+                me: peer,
+                my_id: me.id,
+                directory,
+                rng: Xoshiro256PlusPlus::seed_from_u64(seed ^ 0x5851_f42d_4c95_7f2d),
+                live: BTreeMap::new(),
+                view_changed: Time::ZERO,
+                banned: BTreeSet::new(),
+                links: BTreeMap::new(),
+                outstanding: 0,
+                rate: Rate::default(),
+                chunk_time: Ewma::default(),
+                actions: Vec::new(),
+                local: std::collections::VecDeque::new(),
+                config,
+            },
+            membership,
+            meshes: BTreeMap::new(),
+            stewards: BTreeMap::new(),
+            keepers: BTreeMap::new(),
+            uploads: Uploads::default(),
+            tags: Tags::default(),
+            holdings: BTreeMap::new(),
+            reporters: BTreeMap::new(),
+            held_back: Vec::new(),
+            held_back_until,
+            announce_at: Time::NEVER,
+            last_now: now,
+            turn: 0,
+        }
+    }
+
+    /// When to call again if nothing happens before.
+    pub fn deadline(&self) -> Time {
+        let mut at = self
+            .membership
+            .deadline()
+            .min(self.announce_at)
+            .min(self.tags.deadline());
+        for mesh in self.meshes.values() {
+            at = at.min(mesh.deadline(&self.ctx));
+        }
+        for steward in self.stewards.values() {
+            at = at.min(steward.deadline(&self.ctx));
+        }
+        if !self.held_back.is_empty() {
+            at = at.min(self.held_back_until);
+        }
+        if self.meshes.values().any(Mesh::is_pulling) {
+            // A neighbour that was left alone may be asked again.
+            let again = |link: &crate::link::Link| {
+                Some(link.avoid_until).filter(|until| *until > self.ctx.now)
+            };
+            at = at.min(
+                self.ctx
+                    .links
+                    .values()
+                    .filter_map(again)
+                    .min()
+                    .unwrap_or(Time::NEVER),
+            );
+        }
+        at.min(self.last_now + HEARTBEAT)
+    }
+
+    /// Takes in a fact and appends what is to be done about it.
+    pub fn handle(&mut self, now: Time, event: Event, actions: &mut Vec<Action>) {
+        self.ctx.now = now.max(self.ctx.now);
+        if now.since(self.last_now) > self.ctx.config.asleep_after {
+            self.woke_up();
+        }
+        self.last_now = self.ctx.now;
+        self.take(event);
+        self.settle();
+        actions.append(&mut self.ctx.actions);
+    }
+
+    /// Runs everything that the event set off, to the end.
+    fn settle(&mut self) {
+        self.tick();
+        loop {
+            self.drain_membership();
+            if let Some(message) = self.ctx.local.pop_front() {
+                self.message(self.ctx.me, message);
+                continue;
+            }
+            self.fill();
+            if self.ctx.local.is_empty() {
+                break;
+            }
+        }
+        self.stewards.retain(|_, steward| steward.is_needed());
+    }
+
+    fn tick(&mut self) {
+        let ctx = &mut self.ctx;
+        if self.membership.deadline() <= ctx.now {
+            self.membership.tick(ctx.now);
+        }
+        for mesh in self.meshes.values_mut() {
+            if mesh.deadline(ctx) <= ctx.now {
+                mesh.tick(ctx);
+            }
+        }
+        for steward in self.stewards.values_mut() {
+            if steward.deadline(ctx) <= ctx.now {
+                steward.tick(ctx);
+            }
+        }
+        if self.tags.deadline() <= ctx.now {
+            self.tags.tick(ctx);
+        }
+        if self.announce_at <= ctx.now {
+            self.announce_at = ctx.now + ctx.config.announce_interval;
+            let all: Vec<Digest> = self.holdings.keys().copied().collect();
+            self.announce(&all);
+        }
+        if self.held_back_until <= self.ctx.now {
+            for event in std::mem::take(&mut self.held_back) {
+                self.take(event);
+            }
+        }
+        let overdue: Vec<(Digest, Peer)> = self
+            .meshes
+            .values()
+            .filter_map(|mesh| Some((mesh.blob, mesh.audit_overdue(self.ctx.now)?)))
+            .collect();
+        for (blob, silent) in overdue {
+            self.ask_for_audit(blob, &[self.ctx.directory.id(silent)]);
+        }
+        let expiry = self.ctx.config.streams_expiry;
+        self.keepers
+            .retain(|_, keeper| !keeper.is_idle(self.ctx.now, expiry * 12));
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Tick => {}
+            Event::Connected(peer) => self.membership.connected(peer),
+            Event::Disconnected(peer) | Event::Unreachable(peer) => self.peer_gone(peer),
+            Event::Message { from, message } => {
+                if !self.ctx.banned.contains(&from) {
+                    self.message(from, message);
+                }
+            }
+            Event::Pull { .. } | Event::ResolveTag { .. }
+                if self.ctx.now < self.held_back_until =>
+            {
+                self.held_back.push(event);
+            }
+            Event::Pull {
+                blob,
+                kind,
+                size,
+                have,
+                hint,
+            } => {
+                self.pull(blob, kind, size, have, hint);
+            }
+            Event::Reading {
+                blob,
+                reader,
+                first,
+                end,
+            } => {
+                if let Some(mesh) = self.meshes.get_mut(&blob) {
+                    let waits = !mesh.have.contains(first);
+                    mesh.readers.insert(reader, first..end);
+                    if waits && mesh.is_pulling() {
+                        mesh.joining.hurry(self.ctx.now);
+                    }
+                }
+            }
+            Event::ReaderGone { blob, reader } => {
+                if let Some(mesh) = self.meshes.get_mut(&blob) {
+                    mesh.readers.remove(&reader);
+                }
+            }
+            Event::Held { blob, kind, size } => {
+                self.holdings.insert(blob, (kind, size));
+                self.announce_at = self.announce_at.min(self.ctx.now + ANNOUNCE_SETTLE);
+            }
+            Event::Evicted { blob } => self.evicted(blob),
+            Event::ChunkLost { blob, index } => self.chunk_lost(blob, index),
+            Event::ChunkProgress { from, blob, index } => {
+                if let Some(mesh) = self.meshes.get_mut(&blob) {
+                    mesh.progress(&mut self.ctx, from, index);
+                }
+            }
+            Event::ChunkStored {
+                from,
+                blob,
+                index,
+                len,
+            } => {
+                if from.is_some() {
+                    self.ctx.rate.add(self.ctx.now, u64::from(len));
+                }
+                if let Some(mesh) = self.meshes.get_mut(&blob) {
+                    mesh.stored(&mut self.ctx, from, index);
+                }
+            }
+            Event::ChunkRejected {
+                from,
+                blob,
+                index,
+                corrupt,
+            } => {
+                if let Some(mesh) = self.meshes.get_mut(&blob) {
+                    mesh.rejected(&mut self.ctx, from, index);
+                }
+                if corrupt {
+                    self.strike(from, blob, index);
+                }
+            }
+            Event::ChunkSent { to, blob, index } => {
+                self.uploads.sent(&mut self.ctx, to, blob, index);
+            }
+            Event::Sized { blob, size } => self.sized(blob, size),
+            Event::OriginProgress { blob, lease, bytes } => {
+                if let Some(mesh) = self.meshes.get_mut(&blob) {
+                    mesh.origin_progress(&mut self.ctx, lease, bytes);
+                }
+            }
+            Event::OriginEnded {
+                blob,
+                lease,
+                failure,
+            } => {
+                if let Some(mesh) = self.meshes.get_mut(&blob) {
+                    mesh.origin_ended(&mut self.ctx, lease, failure);
+                }
+            }
+            Event::Verified { blob } => self.verified(blob),
+            Event::Mismatched { blob, signers } => self.mismatched(blob, &signers),
+            Event::Dropped { blob, have } => self.dropped(blob, have),
+            Event::Lied {
+                signer,
+                blob,
+                index,
+                attestation,
+            } => {
+                self.lied(blob, index, signer, attestation);
+            }
+            Event::ResolveTag { key, known } => {
+                let known = known.map(|(record, age)| (record, Duration::from_secs(age)));
+                self.tags.resolve(&mut self.ctx, key, known);
+            }
+            Event::TagAsked { key, result, known } => {
+                self.tags.origin_said(&mut self.ctx, key, result, known);
+            }
+        }
+    }
+
+    fn message(&mut self, from: Peer, message: Message) {
+        let ctx = &mut self.ctx;
+        match message {
+            Message::Swim(packet) => self.membership.swim(ctx.now, &packet),
+            Message::MembersHash(hash) => {
+                self.membership.members_hash(from, hash);
+                self.members_known();
+            }
+            Message::Members { page, reply } => {
+                self.membership.members(ctx.now, from, &page, reply);
+                self.members_known();
+            }
+
+            Message::Join {
+                blob,
+                have,
+                size,
+                urgent,
+                leases,
+                upstreams,
+                want_peers,
+                takeover,
+                ..
+            } => {
+                if have.len() > 1 && size.is_none() || !self.may_coordinate(blob, takeover) {
+                    return;
+                }
+                let want_peers = usize::from(want_peers).min(2 * self.ctx.config.degree_max);
+                let ctx = &mut self.ctx;
+                let steward = self
+                    .stewards
+                    .entry(blob)
+                    .or_insert_with(|| Steward::new(ctx, blob));
+                steward.join(
+                    ctx, from, size, &have, urgent, leases, upstreams, want_peers, takeover,
+                );
+            }
+            Message::Welcome {
+                blob,
+                size,
+                peers,
+                failure,
+                ..
+            } => {
+                self.welcome(from, blob, size, &peers, failure);
+            }
+            Message::Acting { blob, .. } => {
+                if let Some(mesh) = self.meshes.get_mut(&blob) {
+                    mesh.joining.hurry(ctx.now);
+                }
+            }
+            Message::Grant { blob, lease } => {
+                if let Some(mesh) = self.meshes.get_mut(&blob) {
+                    mesh.joining.answered(ctx, from);
+                    mesh.granted(ctx, Some(from), lease);
+                } else {
+                    ctx.send(from, Message::Leave { blob });
+                }
+            }
+            Message::Report {
+                blob,
+                report,
+                size,
+                failure,
+            } => {
+                if let Some(steward) = self.stewards.get_mut(&blob) {
+                    steward.report(ctx, from, &report, size, failure);
+                }
+            }
+            Message::Revoke { blob, lease } => {
+                if let Some(mesh) = self.meshes.get_mut(&blob) {
+                    mesh.revoked(ctx, from, lease);
+                }
+            }
+            Message::Lost { blob, chunks } => {
+                if let Some(steward) = self.stewards.get_mut(&blob) {
+                    steward.lost(ctx, from, &chunks);
+                }
+            }
+            Message::Leave { blob } => {
+                if let Some(steward) = self.stewards.get_mut(&blob) {
+                    steward.forget(ctx, from);
+                }
+            }
+            Message::Announce { held, dropped } => {
+                for (blob, _, size) in held {
+                    if !self.may_coordinate(blob, false) {
+                        continue;
+                    }
+                    let ctx = &mut self.ctx;
+                    self.stewards
+                        .entry(blob)
+                        .or_insert_with(|| Steward::new(ctx, blob))
+                        .provided(ctx, from, size);
+                }
+                for blob in dropped {
+                    if let Some(steward) = self.stewards.get_mut(&blob) {
+                        steward.forget(&mut self.ctx, from);
+                    }
+                }
+            }
+            Message::StreamsWanted {
+                upstream,
+                blob,
+                wanted,
+                bytes,
+                throttled,
+            } => {
+                self.keepers
+                    .entry(upstream.clone())
+                    .or_insert_with(|| Keeper::new(ctx, upstream))
+                    .wanted(ctx, from, blob, wanted, bytes, throttled);
+            }
+            Message::StreamsGranted { blob, streams, .. } => {
+                if let Some(steward) = self.stewards.get_mut(&blob) {
+                    steward.streams_granted(ctx, streams);
+                }
+            }
+
+            Message::Offer {
+                blob,
+                kind,
+                size,
+                have,
+                answer,
+            } => {
+                self.offered(from, blob, kind, size, have, answer);
+            }
+            Message::Part { blob } => {
+                if let Some(mesh) = self.meshes.get_mut(&blob) {
+                    mesh.forget(ctx, from);
+                }
+            }
+            Message::Have {
+                blob,
+                chunks,
+                queue_ms,
+            } => {
+                ctx.link(from).queue = Duration::from_millis(u64::from(queue_ms.min(10_000)));
+                if let Some(mesh) = self.meshes.get_mut(&blob) {
+                    mesh.neighbour_has(from, &chunks);
+                }
+            }
+            Message::Request { blob, index } => {
+                let here = self.meshes.get(&blob).map_or_else(
+                    || self.holdings.contains_key(&blob),
+                    |mesh| mesh.have.contains(index),
+                );
+                if here {
+                    self.uploads.request(ctx, from, blob, index);
+                } else {
+                    ctx.send(from, Message::Missing { blob, index });
+                }
+            }
+            Message::Queued {
+                blob,
+                index,
+                delay_ms,
+            } => {
+                if let Some(mesh) = self.meshes.get_mut(&blob) {
+                    mesh.queued(ctx, from, index, Duration::from_millis(delay_ms.into()));
+                }
+            }
+            Message::Busy {
+                blob,
+                index,
+                retry_ms,
+            } => {
+                if let Some(mesh) = self.meshes.get_mut(&blob) {
+                    mesh.busy(ctx, from, index, Duration::from_millis(retry_ms.into()));
+                }
+            }
+            Message::Missing { blob, index } => {
+                if let Some(mesh) = self.meshes.get_mut(&blob) {
+                    mesh.missing(ctx, from, index);
+                }
+            }
+            Message::Cancel { blob, index } => self.uploads.cancel(from, blob, index),
+            Message::Corrupt { blob, index } => ctx.act(Action::CheckChunk { blob, index }),
+
+            Message::Mismatch {
+                blob,
+                kind,
+                size,
+                hints,
+            } => {
+                self.audit(from, blob, kind, size, &hints);
+            }
+            Message::Audited { blob, hashes } => self.audited(from, blob, hashes),
+            Message::Proof {
+                blob,
+                index,
+                attestation,
+            } => {
+                if self.holdings.contains_key(&blob) {
+                    ctx.act(Action::CheckProof {
+                        blob,
+                        index,
+                        attestation,
+                    });
+                }
+            }
+
+            Message::AskTag { key } => self.tags.asked(ctx, from, key),
+            Message::Tag { key, answer } => self.tags.answered(ctx, from, key, answer),
+
+            // The driver's own affair.
+            Message::AskStats { .. } | Message::Stats { .. } => {}
+        }
+    }
+
+    // --- members ---
+
+    fn members_known(&mut self) {
+        if self.held_back_until > self.ctx.now {
+            self.held_back_until = self.ctx.now;
+        }
+    }
+
+    fn drain_membership(&mut self) {
+        for output in self.membership.take_outputs() {
+            match output {
+                Output::Send(peer, message) => self.ctx.send(peer, message),
+                Output::Up(peer) => {
+                    if !self.ctx.banned.contains(&peer) {
+                        let id = self.ctx.directory.id(peer);
+                        self.ctx.live.insert(peer, id);
+                        self.ctx.act(Action::MemberUp(peer));
+                        self.view_changed();
+                    }
+                }
+                Output::Down(peer) => {
+                    self.ctx.live.remove(&peer);
+                    self.ctx.act(Action::MemberDown(peer));
+                    self.peer_dead(peer);
+                    self.view_changed();
+                }
+            }
+        }
+        if let Some(record) = self.membership.take_renewed() {
+            self.ctx.directory.intern(&record);
+            self.ctx.act(Action::Note(
+                "the cluster had declared this node dead; it has joined again".to_owned(),
+            ));
+        }
+    }
+
+    fn view_changed(&mut self) {
+        let ctx = &mut self.ctx;
+        ctx.view_changed = ctx.now;
+        if !self.holdings.is_empty() {
+            self.announce_at = self.announce_at.min(ctx.now + ANNOUNCE_SETTLE);
+        }
+        for mesh in self.meshes.values_mut() {
+            let at = ctx.now + ctx.jitter(Duration::from_millis(50));
+            mesh.joining.hurry(at);
+        }
+        for steward in self.stewards.values_mut() {
+            steward.rank_changed(ctx);
+        }
+    }
+
+    /// The connection to a peer is gone; the peer may not be.
+    fn peer_gone(&mut self, peer: Peer) {
+        let ctx = &mut self.ctx;
+        for mesh in self.meshes.values_mut() {
+            mesh.forget(ctx, peer);
+            mesh.joining.gone(ctx, peer);
+        }
+        for steward in self.stewards.values_mut() {
+            steward.disconnected(ctx, peer);
+        }
+        self.uploads.peer_gone(peer);
+        self.tags.gone(ctx, peer);
+    }
+
+    fn peer_dead(&mut self, peer: Peer) {
+        self.peer_gone(peer);
+        let ctx = &mut self.ctx;
+        for steward in self.stewards.values_mut() {
+            steward.forget(ctx, peer);
+        }
+        for keeper in self.keepers.values_mut() {
+            keeper.forget(ctx, peer);
+        }
+        let waiting: Vec<Digest> = self
+            .meshes
+            .values()
+            .filter(|mesh| matches!(mesh.phase, Phase::Suspect { asked, .. } if asked == peer))
+            .map(|mesh| mesh.blob)
+            .collect();
+        for blob in waiting {
+            self.ask_for_audit(blob, &[self.ctx.directory.id(peer)]);
+        }
+    }
+
+    fn woke_up(&mut self) {
+        self.ctx.act(Action::Note(
+            "this machine was asleep; leases are given back".to_owned(),
+        ));
+        for mesh in self.meshes.values_mut() {
+            mesh.drop_leases(&mut self.ctx);
+        }
+        for steward in self.stewards.values_mut() {
+            steward.wake(&mut self.ctx);
+        }
+    }
+
+    /// Whether this node is to keep a steward's record of a blob.
+    fn may_coordinate(&self, blob: Digest, takeover: bool) -> bool {
+        self.stewards.contains_key(&blob)
+            || (self.stewards.len() < STEWARDS_MAX
+                && (takeover || self.ctx.stewards(&blob).contains(&self.ctx.me)))
+    }
+
+    // --- pulls ---
+
+    fn pull(
+        &mut self,
+        blob: Digest,
+        kind: BlobKind,
+        size: Option<u64>,
+        have: Option<Bitfield>,
+        hint: Hint,
+    ) {
+        let ctx = &mut self.ctx;
+        let mesh = self
+            .meshes
+            .entry(blob)
+            .or_insert_with(|| Mesh::new(ctx, blob, kind, size, have, Phase::Pulling));
+        if let Some(size) = size {
+            mesh.learn_size(ctx, size);
+        }
+        if !mesh.hints.contains(&hint) {
+            mesh.hints.push(hint);
+            mesh.joining.hurry(ctx.now);
+        }
+    }
+
+    fn sized(&mut self, blob: Digest, size: u64) {
+        let ctx = &mut self.ctx;
+        if let Some(mesh) = self.meshes.get_mut(&blob) {
+            mesh.learn_size(ctx, size);
+            mesh.joining.hurry(ctx.now);
+        }
+        if let Some(steward) = self.stewards.get_mut(&blob) {
+            steward.size_known(ctx, size);
+        }
+    }
+
+    fn welcome(
+        &mut self,
+        from: Peer,
+        blob: Digest,
+        size: Option<u64>,
+        peers: &[Peer],
+        failure: Option<OriginFailure>,
+    ) {
+        let Some(mesh) = self.meshes.get_mut(&blob) else {
+            return;
+        };
+        let ctx = &mut self.ctx;
+        mesh.joining.answered(ctx, from);
+        if let Some(size) = size {
+            mesh.learn_size(ctx, size);
+        }
+        if !mesh.is_pulling() {
+            return;
+        }
+        if let Some(failure) = failure {
+            self.fail(blob, failure);
+            return;
+        }
+        mesh.meet(ctx, peers);
+    }
+
+    fn fail(&mut self, blob: Digest, failure: OriginFailure) {
+        let Some(mut mesh) = self.meshes.remove(&blob) else {
+            return;
+        };
+        mesh.drop_leases(&mut self.ctx);
+        let neighbours: Vec<Peer> = mesh.neighbours.keys().copied().collect();
+        for peer in neighbours {
+            mesh.forget(&mut self.ctx, peer);
+            self.ctx.send(peer, Message::Part { blob });
+        }
+        self.ctx.act(Action::Failed { blob, failure });
+    }
+
+    fn offered(
+        &mut self,
+        from: Peer,
+        blob: Digest,
+        kind: BlobKind,
+        size: Option<u64>,
+        have: Bitfield,
+        answer: bool,
+    ) {
+        let ctx = &mut self.ctx;
+        if !self.meshes.contains_key(&blob) {
+            let Some((_, held)) = self.holdings.get(&blob).copied() else {
+                ctx.send(from, Message::Part { blob });
+                return;
+            };
+            let all = Bitfield::full(crate::chunk::Geometry::new(held).chunks());
+            let mesh = Mesh::new(ctx, blob, kind, Some(held), Some(all), Phase::Complete);
+            self.meshes.insert(blob, mesh);
+        }
+        if let Some(mesh) = self.meshes.get_mut(&blob) {
+            mesh.offered(ctx, from, size, have, answer);
+        }
+    }
+
+    /// Makes requests until enough are outstanding, a blob at a time in turn.
+    fn fill(&mut self) {
+        let ctx = &mut self.ctx;
+        // The queue's delay goes out with every announcement of chunks.
+        let queue = self.uploads.delay(ctx).as_millis() as u32;
+        for action in &mut ctx.actions {
+            if let Action::Send {
+                message: Message::Have { queue_ms, .. },
+                ..
+            } = action
+            {
+                *queue_ms = queue;
+            }
+        }
+        let pulling: Vec<Digest> = self
+            .meshes
+            .values()
+            .filter(|mesh| mesh.is_pulling())
+            .map(|mesh| mesh.blob)
+            .collect();
+        let mut idle = 0;
+        while idle < pulling.len() && ctx.outstanding < ctx.outstanding_target() {
+            self.turn = (self.turn + 1) % pulling.len();
+            let requested = self
+                .meshes
+                .get_mut(&pulling[self.turn])
+                .is_some_and(|mesh| mesh.request_one(ctx));
+            idle = if requested { 0 } else { idle + 1 };
+        }
+        let holdings = &self.holdings;
+        self.meshes.retain(|blob, mesh| {
+            mesh.phase != Phase::Complete
+                || !mesh.neighbours.is_empty()
+                || !mesh.readers.is_empty()
+                || !holdings.contains_key(blob)
+        });
+    }
+
+    // --- holdings ---
+
+    fn verified(&mut self, blob: Digest) {
+        let Some(mesh) = self.meshes.get_mut(&blob) else {
+            return;
+        };
+        let Some(size) = mesh.size else { return };
+        mesh.phase = Phase::Complete;
+        self.holdings.insert(blob, (mesh.kind, size));
+        let full: Vec<Peer> = mesh
+            .neighbours
+            .iter()
+            .filter(|(_, neighbour)| neighbour.have.is_full())
+            .map(|(peer, _)| *peer)
+            .collect();
+        for peer in full {
+            mesh.remove_neighbour(peer);
+        }
+        mesh.drop_leases(&mut self.ctx);
+        self.announce(&[blob]);
+        for peer in self.reporters.remove(&blob).unwrap_or_default() {
+            self.ctx.act(Action::SendHashes { to: peer, blob });
+        }
+        self.announce_at = self
+            .announce_at
+            .min(self.ctx.now + self.ctx.config.announce_interval);
+    }
+
+    fn announce(&mut self, blobs: &[Digest]) {
+        let mut to: BTreeMap<Peer, Vec<(Digest, BlobKind, u64)>> = BTreeMap::new();
+        for blob in blobs {
+            let Some((kind, size)) = self.holdings.get(blob).copied() else {
+                continue;
+            };
+            for steward in self.ctx.stewards(blob) {
+                to.entry(steward).or_default().push((*blob, kind, size));
+            }
+        }
+        for (peer, held) in to {
+            for page in held.chunks(ANNOUNCE_PAGE) {
+                let message = Message::Announce {
+                    held: page.to_vec(),
+                    dropped: Vec::new(),
+                };
+                self.ctx.send(peer, message);
+            }
+        }
+    }
+
+    fn evicted(&mut self, blob: Digest) {
+        self.holdings.remove(&blob);
+        if let Some(mesh) = self.meshes.remove(&blob) {
+            for peer in mesh.neighbours.keys() {
+                self.ctx.send(*peer, Message::Part { blob });
+            }
+        }
+        for steward in self.ctx.stewards(&blob) {
+            self.ctx.send(
+                steward,
+                Message::Announce {
+                    held: Vec::new(),
+                    dropped: vec![blob],
+                },
+            );
+        }
+    }
+
+    fn chunk_lost(&mut self, blob: Digest, index: u32) {
+        let held = self.holdings.remove(&blob);
+        let ctx = &mut self.ctx;
+        if let Some((kind, size)) = held {
+            self.meshes
+                .entry(blob)
+                .or_insert_with(|| Mesh::new(ctx, blob, kind, Some(size), None, Phase::Pulling));
+        }
+        let Some(mesh) = self.meshes.get_mut(&blob) else {
+            return;
+        };
+        let mut have = if held.is_some() {
+            Bitfield::full(mesh.have.len())
+        } else {
+            mesh.have.clone()
+        };
+        have.remove(index);
+        mesh.phase = Phase::Pulling;
+        mesh.dropped(ctx, have);
+        mesh.joining.hurry(ctx.now);
+        if held.is_some() {
+            for steward in ctx.stewards(&blob) {
+                ctx.send(
+                    steward,
+                    Message::Announce {
+                        held: Vec::new(),
+                        dropped: vec![blob],
+                    },
+                );
+            }
+        }
+    }
+
+    // --- blame ---
+
+    fn strike(&mut self, from: Peer, blob: Digest, index: u32) {
+        let ctx = &mut self.ctx;
+        ctx.send(from, Message::Corrupt { blob, index });
+        let (now, max, penalty) = (ctx.now, ctx.config.strikes_max, ctx.config.strike_penalty);
+        let link = ctx.link(from);
+        link.strikes += 1;
+        if link.strikes >= max {
+            link.strikes = 0;
+            link.avoid_until = now + penalty;
+            let note = format!(
+                "{from:?} sent wrong bytes {max} times; not asked again for {} s",
+                penalty.as_secs()
+            );
+            ctx.act(Action::Note(note));
+        }
+    }
+
+    /// The whole does not have its digest. One node finds out for all where the lie is.
+    fn mismatched(&mut self, blob: Digest, signers: &[crate::directory::NodeId]) {
+        let Some(mesh) = self.meshes.get(&blob) else {
+            return;
+        };
+        if mesh.phase == Phase::Auditing {
+            for peer in self.reporters.remove(&blob).unwrap_or_default() {
+                self.ctx.send(
+                    peer,
+                    Message::Audited {
+                        blob,
+                        hashes: Vec::new(),
+                    },
+                );
+            }
+            self.fail(blob, origin_is_wrong());
+            return;
+        }
+        self.ask_for_audit(blob, signers);
+    }
+
+    /// Asks the best-ranked node that is not itself implicated.
+    fn ask_for_audit(&mut self, blob: Digest, implicated: &[crate::directory::NodeId]) {
+        let ctx = &mut self.ctx;
+        let innocent = |ctx: &Ctx, peer: &Peer| !implicated.contains(&ctx.directory.id(*peer));
+        let auditor = ctx
+            .stewards(&blob)
+            .into_iter()
+            .find(|peer| innocent(ctx, peer))
+            .or_else(|| {
+                // A node that signed nothing, the same for all who ask.
+                ctx.live
+                    .keys()
+                    .copied()
+                    .chain([ctx.me])
+                    .filter(|peer| innocent(ctx, peer))
+                    .min_by_key(|peer| ctx.directory.id(*peer))
+            })
+            .unwrap_or(ctx.me);
+        let Some(mesh) = self.meshes.get_mut(&blob) else {
+            return;
+        };
+        mesh.suspect(ctx, auditor);
+        let (kind, size, hints) = (mesh.kind, mesh.size.unwrap_or_default(), mesh.hints.clone());
+        ctx.send(
+            auditor,
+            Message::Mismatch {
+                blob,
+                kind,
+                size,
+                hints,
+            },
+        );
+    }
+
+    /// Someone asks this node for an audit: it reads from the origin all that it did not read
+    /// itself, and trusts nobody.
+    fn audit(&mut self, from: Peer, blob: Digest, kind: BlobKind, size: u64, hints: &[Hint]) {
+        if self.holdings.contains_key(&blob) {
+            self.ctx.act(Action::SendHashes { to: from, blob });
+            return;
+        }
+        for hint in hints {
+            self.pull(blob, kind, Some(size), None, hint.clone());
+        }
+        let Some(mesh) = self.meshes.get_mut(&blob) else {
+            return;
+        };
+        if from != self.ctx.me {
+            self.reporters.entry(blob).or_default().insert(from);
+        }
+        if mesh.phase != Phase::Auditing {
+            let me = self.ctx.me;
+            mesh.suspect(&mut self.ctx, me);
+            mesh.drop_leases(&mut self.ctx);
+            mesh.phase = Phase::Auditing;
+            self.ctx.act(Action::DropForeign { blob });
+        }
+    }
+
+    fn audited(&mut self, from: Peer, blob: Digest, hashes: Vec<crate::chunk::ChunkHash>) {
+        let Some(mesh) = self.meshes.get(&blob) else {
+            return;
+        };
+        if !matches!(mesh.phase, Phase::Suspect { asked, .. } if asked == from) {
+            return;
+        }
+        if hashes.is_empty() {
+            self.fail(blob, origin_is_wrong());
+        } else if hashes.len() == mesh.have.len() as usize {
+            self.ctx.act(Action::DropDiffering { blob, hashes });
+        }
+    }
+
+    fn dropped(&mut self, blob: Digest, have: Bitfield) {
+        let ctx = &mut self.ctx;
+        let Some(mesh) = self.meshes.get_mut(&blob) else {
+            return;
+        };
+        let unchanged = have.is_full();
+        mesh.dropped(ctx, have);
+        match mesh.phase {
+            Phase::Auditing => mesh.read_alone(ctx),
+            Phase::Suspect { asked, .. } if unchanged => {
+                // The auditor calls right what is wrong.
+                let liar = ctx.directory.id(asked);
+                self.ask_for_audit(blob, &[liar]);
+            }
+            Phase::Suspect { .. } | Phase::Pulling => {
+                mesh.phase = Phase::Pulling;
+                mesh.joining.hurry(ctx.now);
+            }
+            Phase::Complete => {}
+        }
+    }
+
+    fn lied(
+        &mut self,
+        blob: Digest,
+        index: u32,
+        signer: crate::directory::NodeId,
+        attestation: crate::attest::Attestation,
+    ) {
+        let ctx = &mut self.ctx;
+        let peer = ctx.directory.intern_id(signer);
+        if peer == ctx.me || !ctx.banned.insert(peer) {
+            return;
+        }
+        ctx.live.remove(&peer);
+        ctx.act(Action::Ban { peer, blob });
+        let members: Vec<Peer> = ctx.live.keys().copied().collect();
+        for member in members {
+            ctx.send(
+                member,
+                Message::Proof {
+                    blob,
+                    index,
+                    attestation,
+                },
+            );
+        }
+        self.peer_dead(peer);
+        self.view_changed();
+    }
+
+    // --- for statistics and checks ---
+
+    /// Live members, this node included.
+    pub fn members(&self) -> Vec<Peer> {
+        self.ctx.live.keys().copied().chain([self.ctx.me]).collect()
+    }
+
+    /// The leases that this node works on: blob, first chunk not yet stored, end.
+    pub fn leases(&self) -> Vec<(Digest, u32, u32)> {
+        self.meshes
+            .values()
+            .flat_map(|mesh| {
+                mesh.leases
+                    .values()
+                    .map(|running| (mesh.blob, running.next, running.lease.end))
+            })
+            .collect()
+    }
+
+    /// The blobs in transfer whose steward this node is.
+    pub fn stewarding(&self) -> Vec<Digest> {
+        let acting = |steward: &&Steward| steward.is_acting() && steward.joins() > 0;
+        self.stewards
+            .values()
+            .filter(acting)
+            .map(|steward| steward.blob)
+            .collect()
+    }
+
+    /// The blobs that this node pulls.
+    pub fn pulling(&self) -> Vec<Digest> {
+        self.meshes
+            .values()
+            .filter(|mesh| mesh.is_pulling())
+            .map(|mesh| mesh.blob)
+            .collect()
+    }
+
+    /// Peers proven to have lied.
+    pub fn banned(&self) -> Vec<Peer> {
+        self.ctx.banned.iter().copied().collect()
+    }
+
+    /// Checks the [invariants](crate::invariants) that one node can see.
+    ///
+    /// # Errors
+    /// The first one that is broken.
+    pub fn check(&self) -> Result<(), crate::invariants::Broken> {
+        crate::invariants::check(self.view())
+    }
+
+    fn view(&self) -> crate::invariants::View<'_> {
+        crate::invariants::View {
+            config: &self.ctx.config,
+            outstanding: self.ctx.outstanding,
+            links: &self.ctx.links,
+            uploads_queued: self.uploads.queued(),
+            meshes: &self.meshes,
+            stewards: &self.stewards,
+        }
+    }
+
+    /// A random number from the machine's own sequence, for drivers that need jitter.
+    pub fn random(&mut self) -> u64 {
+        self.ctx.rng.random()
+    }
+
+    /// The measured download rate in bytes per second.
+    pub fn download_rate(&self) -> f64 {
+        self.ctx.rate.get()
+    }
+}
+
+fn origin_is_wrong() -> OriginFailure {
+    OriginFailure::Failed(
+        "the origin's bytes do not have the digest that names them; the blob is damaged there"
+            .to_owned(),
+    )
+}

@@ -1,0 +1,109 @@
+//! What the machines of one node share: the time, the view of the cluster, and the way out.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use rand::{RngExt as _, rngs::Xoshiro256PlusPlus};
+use smallvec::SmallVec;
+
+use crate::{
+    config::Config,
+    digest::Digest,
+    directory::{Directory, NodeId, Peer},
+    event::Action,
+    limits::CHUNK_BYTES,
+    link::{Ewma, Link, Rate},
+    message::Message,
+    time::{Duration, Time},
+};
+
+/// The stewards of a blob (or the askers of a tag), best first.
+pub(crate) type Ranks = SmallVec<[Peer; 3]>;
+
+pub(crate) struct Ctx {
+    pub(crate) now: Time,
+    pub(crate) config: Config,
+    pub(crate) me: Peer,
+    pub(crate) my_id: NodeId,
+    pub(crate) directory: Directory,
+    pub(crate) rng: Xoshiro256PlusPlus,
+    /// Members that are not declared dead and not banned, without this node.
+    pub(crate) live: BTreeMap<Peer, NodeId>,
+    /// When that last changed.
+    pub(crate) view_changed: Time,
+    pub(crate) banned: BTreeSet<Peer>,
+    pub(crate) links: BTreeMap<Peer, Link>,
+    /// Chunks requested from all peers and not yet received.
+    pub(crate) outstanding: usize,
+    /// What this node receives from peers and from the origin.
+    pub(crate) rate: Rate,
+    /// From request to arrival, over all peers.
+    pub(crate) chunk_time: Ewma,
+    pub(crate) actions: Vec<Action>,
+    /// Messages of this node to itself: it may well be its own steward.
+    pub(crate) local: VecDeque<Message>,
+}
+
+impl Ctx {
+    pub(crate) fn send(&mut self, to: Peer, message: Message) {
+        if to == self.me {
+            self.local.push_back(message);
+        } else if !self.banned.contains(&to) {
+            self.actions.push(Action::Send { to, message });
+        }
+    }
+
+    pub(crate) fn act(&mut self, action: Action) {
+        self.actions.push(action);
+    }
+
+    pub(crate) fn link(&mut self, peer: Peer) -> &mut Link {
+        self.links.entry(peer).or_default()
+    }
+
+    pub(crate) fn is_live(&self, peer: Peer) -> bool {
+        peer == self.me || self.live.contains_key(&peer)
+    }
+
+    /// The three live nodes of highest weight for `key` (rendezvous hashing), best first.
+    pub(crate) fn ranks(&self, key: u64) -> Ranks {
+        let mut best: SmallVec<[(u64, Peer); 4]> = SmallVec::new();
+        let me = (self.me, self.my_id);
+        for (peer, id) in self.live.iter().map(|(peer, id)| (*peer, *id)).chain([me]) {
+            let weight = id.weight(key);
+            let at = best.partition_point(|(other, _)| *other > weight);
+            if at < 3 {
+                best.insert(at, (weight, peer));
+                best.truncate(3);
+            }
+        }
+        best.into_iter().map(|(_, peer)| peer).collect()
+    }
+
+    pub(crate) fn stewards(&self, blob: &Digest) -> Ranks {
+        self.ranks(blob.prefix())
+    }
+
+    /// How many chunks this node should have requested: enough for the configured part of a
+    /// second at its measured rate.
+    pub(crate) fn outstanding_target(&self) -> usize {
+        let window = self.rate.get() * self.config.outstanding_window.as_secs_f64();
+        let chunks = (window / CHUNK_BYTES as f64).ceil() as usize + 1;
+        chunks.clamp(self.config.outstanding_min, self.config.outstanding_max)
+    }
+
+    /// A random duration up to `max`.
+    pub(crate) fn jitter(&mut self, max: Duration) -> Duration {
+        max.mul_f64(self.rng.random::<f64>())
+    }
+
+    /// `count` of `peers`, at random.
+    pub(crate) fn sample(&mut self, mut peers: Vec<Peer>, count: usize) -> Vec<Peer> {
+        let count = count.min(peers.len());
+        for at in 0..count {
+            let other = self.rng.random_range(at..peers.len());
+            peers.swap(at, other);
+        }
+        peers.truncate(count);
+        peers
+    }
+}

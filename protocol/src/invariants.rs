@@ -1,0 +1,97 @@
+//! Numbered checks of what must always hold, shared by the daemon's assertions and the simulator.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    config::Config, digest::Digest, directory::Peer, link::Link, mesh::Mesh, steward::Steward,
+};
+
+/// A broken invariant: its number and what was seen.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("invariant {number} is broken: {what}")]
+pub struct Broken {
+    /// Which.
+    pub number: u8,
+    /// What was seen.
+    pub what: String,
+}
+
+pub(crate) struct View<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) outstanding: usize,
+    pub(crate) links: &'a BTreeMap<Peer, Link>,
+    pub(crate) uploads_queued: usize,
+    pub(crate) meshes: &'a BTreeMap<Digest, Mesh>,
+    pub(crate) stewards: &'a BTreeMap<Digest, Steward>,
+}
+
+fn ensure(holds: bool, number: u8, what: impl FnOnce() -> String) -> Result<(), Broken> {
+    if holds {
+        Ok(())
+    } else {
+        Err(Broken {
+            number,
+            what: what(),
+        })
+    }
+}
+
+/// 1. What is outstanding is what the meshes have in flight, and bounded.
+/// 2. A chunk is requested from at most two peers at once, and from none once it is here.
+/// 3. The upload queue keeps its bound.
+/// 4. A mesh has no more neighbours than it may.
+/// 5. A steward has granted no more leases than there may be streams.
+/// 6. A neighbour's chunks are counted right.
+pub(crate) fn check(view: View<'_>) -> Result<(), Broken> {
+    let mut in_flight = 0;
+    for mesh in view.meshes.values() {
+        for chunk in mesh.flights.keys() {
+            let peers = mesh.flights_of(*chunk);
+            in_flight += peers.len();
+            ensure(peers.len() <= 2, 2, || {
+                format!("chunk {chunk} in flight {} times", peers.len())
+            })?;
+            ensure(!mesh.have.contains(*chunk), 2, || {
+                format!("chunk {chunk} requested though here")
+            })?;
+        }
+        ensure(mesh.neighbours.len() <= view.config.degree_max, 4, || {
+            format!("{} neighbours", mesh.neighbours.len())
+        })?;
+        for (chunk, count) in mesh.availability.iter().enumerate() {
+            let real = mesh
+                .neighbours
+                .values()
+                .filter(|neighbour| neighbour.have.contains(chunk as u32))
+                .count();
+            ensure(usize::from(*count) == real, 6, || {
+                format!("chunk {chunk} counted {count} times, held by {real} neighbours")
+            })?;
+        }
+    }
+    let by_link: usize = view.links.values().map(|link| link.outstanding).sum();
+    ensure(
+        in_flight == view.outstanding && by_link == in_flight,
+        1,
+        || {
+            format!(
+                "{} outstanding, {by_link} by link, {in_flight} in flight",
+                view.outstanding
+            )
+        },
+    )?;
+    ensure(view.outstanding <= view.config.outstanding_max, 1, || {
+        format!("{} outstanding", view.outstanding)
+    })?;
+    ensure(view.uploads_queued <= view.config.upload_queue, 3, || {
+        format!("{} uploads queued", view.uploads_queued)
+    })?;
+    for steward in view.stewards.values() {
+        ensure(
+            steward.leases() <= usize::from(view.config.streams_max) * 2,
+            5,
+            || format!("{} leases granted", steward.leases()),
+        )?;
+    }
+    Ok(())
+}

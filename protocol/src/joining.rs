@@ -1,0 +1,102 @@
+//! How a puller keeps in touch with the stewards of its blob.
+//!
+//! It joins the two best-ranked live nodes, repeats what is not answered, and asks the next-ranked
+//! one to act when those before it stay silent.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    ctx::{Ctx, Ranks},
+    directory::Peer,
+    time::Time,
+};
+
+pub(crate) struct Joining {
+    /// When the next join goes out.
+    pub(crate) next_at: Time,
+    /// For each steward asked: when the first question was sent that it has not answered since.
+    unanswered: BTreeMap<Peer, Time>,
+    last_sent: Time,
+    /// When any steward last answered.
+    pub(crate) answered_at: Time,
+    /// The steward that answered last.
+    pub(crate) acting: Option<Peer>,
+}
+
+/// One join to be sent.
+pub(crate) struct Join {
+    pub(crate) to: Peer,
+    pub(crate) takeover: bool,
+}
+
+impl Joining {
+    pub(crate) fn new(now: Time) -> Self {
+        Self {
+            next_at: now,
+            unanswered: BTreeMap::new(),
+            last_sent: Time::ZERO,
+            answered_at: now,
+            acting: None,
+        }
+    }
+
+    /// Whom to send a join now; schedules the next one.
+    pub(crate) fn due(&mut self, ctx: &Ctx, ranks: &Ranks) -> Vec<Join> {
+        self.unanswered.retain(|peer, _| ranks.contains(peer));
+        let mut joins = Vec::new();
+        let mut waiting = false;
+        // Whether every better-ranked steward has been silent for too long.
+        let mut takeover = false;
+        for (rank, steward) in ranks.iter().copied().enumerate() {
+            if rank >= 2 && !takeover {
+                break;
+            }
+            joins.push(Join {
+                to: steward,
+                takeover,
+            });
+            let since = *self.unanswered.entry(steward).or_insert(ctx.now);
+            let silent = ctx.now.since(since) >= ctx.config.takeover_after;
+            if !silent && (rank == 0 || takeover) {
+                waiting = true;
+            }
+            takeover = silent && (rank == 0 || takeover);
+        }
+        self.last_sent = ctx.now;
+        let pause = if waiting || takeover {
+            ctx.config.join_resend
+        } else {
+            ctx.config.join_interval
+        };
+        self.next_at = ctx.now + pause;
+        joins
+    }
+
+    /// A steward answered.
+    pub(crate) fn answered(&mut self, ctx: &Ctx, from: Peer) {
+        self.unanswered.remove(&from);
+        self.answered_at = ctx.now;
+        self.acting = Some(from);
+        self.next_at = self.next_at.max(self.last_sent + ctx.config.join_interval);
+    }
+
+    /// Something changed that the steward should know, or should answer.
+    pub(crate) fn hurry(&mut self, at: Time) {
+        self.next_at = self.next_at.min(at.max(self.last_sent + MIN_GAP));
+    }
+
+    /// The connection to a node broke: do not wait for its answer.
+    pub(crate) fn gone(&mut self, ctx: &Ctx, peer: Peer) {
+        if let Some(since) = self.unanswered.get_mut(&peer) {
+            *since = Time::ZERO;
+        }
+        if self.acting == Some(peer) {
+            self.acting = None;
+            self.unanswered.insert(peer, Time::ZERO);
+            self.next_at = ctx.now;
+        }
+    }
+}
+
+/// Joins of one blob are at least so far apart, whatever changes.
+const MIN_GAP: crate::time::Duration = crate::time::Duration::from_millis(50);

@@ -1,0 +1,205 @@
+//! The keeper of an upstream: it bounds how many streams the whole cluster has open there.
+//!
+//! One node for each upstream (rendezvous hashing of its name), so that a registry meets the
+//! cluster as one client however many blobs are pulled at once. The number of streams follows what
+//! the origin gives: more while chunks come fast, fewer while each of them takes long, because
+//! streams that only divide the same bandwidth make every chunk late; half after a 429 or 503.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    ctx::Ctx,
+    digest::Digest,
+    directory::Peer,
+    limits::CHUNK_BYTES,
+    message::Message,
+    reference::Upstream,
+    time::{Duration, Time},
+};
+
+struct Client {
+    wanted: u16,
+    granted: u16,
+    heard: Time,
+    /// Order of arrival.
+    number: u64,
+}
+
+pub(crate) struct Keeper {
+    upstream: Upstream,
+    clients: BTreeMap<(Peer, Digest), Client>,
+    arrivals: u64,
+    /// How many streams there may be.
+    streams: u16,
+    measure: Measure,
+}
+
+/// Bytes since the last adjustment, and what the last trial of fewer streams gave.
+struct Measure {
+    since: Time,
+    bytes: u64,
+    trial: Option<(u16, f64)>,
+    hold_until: Time,
+}
+
+/// Adjustments are at least so far apart: a few reports of every steward.
+const PERIOD: Duration = Duration::from_millis(500);
+
+/// With fewer seconds for a chunk than this, more streams do no harm.
+const CHUNK_FAST: f64 = 0.4;
+
+/// With more, fewer streams are tried.
+const CHUNK_SLOW: f64 = 1.0;
+
+/// After a trial that failed, or a throttled request, the number of streams stays for so long.
+const HOLD: Duration = Duration::from_secs(15);
+
+/// Fewer streams are never tried than this.
+const STREAMS_MIN: u16 = 2;
+
+/// The key of an upstream in rendezvous hashing.
+pub(crate) fn key(upstream: &Upstream) -> u64 {
+    let hash = blake3::hash(upstream.as_str().as_bytes());
+    let mut first = [0; 8];
+    first.copy_from_slice(&hash.as_bytes()[..8]);
+    u64::from_be_bytes(first)
+}
+
+impl Keeper {
+    pub(crate) fn new(ctx: &Ctx, upstream: Upstream) -> Self {
+        Self {
+            upstream,
+            clients: BTreeMap::new(),
+            arrivals: 0,
+            streams: ctx.config.streams_start,
+            measure: Measure {
+                since: ctx.now,
+                bytes: 0,
+                trial: None,
+                hold_until: Time::ZERO,
+            },
+        }
+    }
+
+    /// A steward asks for streams, and says what came in through those it has.
+    pub(crate) fn wanted(
+        &mut self,
+        ctx: &mut Ctx,
+        from: Peer,
+        blob: Digest,
+        wanted: u16,
+        bytes: u64,
+        throttled: bool,
+    ) {
+        self.arrivals += 1;
+        let number = self.arrivals;
+        let client = self.clients.entry((from, blob)).or_insert(Client {
+            wanted,
+            granted: 0,
+            heard: ctx.now,
+            number,
+        });
+        client.wanted = wanted;
+        client.heard = ctx.now;
+        let expiry = ctx.config.streams_expiry;
+        self.clients
+            .retain(|_, client| client.wanted > 0 && ctx.now.since(client.heard) < expiry);
+        self.measure.bytes += bytes;
+        if throttled {
+            self.streams = (self.streams / 2).max(1);
+            self.measure.hold_until = ctx.now + HOLD;
+        } else {
+            self.adjust(ctx);
+        }
+        self.share_out(ctx, (from, blob));
+    }
+
+    pub(crate) fn forget(&mut self, ctx: &mut Ctx, peer: Peer) {
+        let before = self.clients.len();
+        self.clients.retain(|(steward, _), _| *steward != peer);
+        if self.clients.len() != before
+            && let Some(first) = self.clients.keys().next().copied()
+        {
+            self.share_out(ctx, first);
+        }
+    }
+
+    pub(crate) fn is_idle(&self, now: Time, expiry: Duration) -> bool {
+        self.clients
+            .values()
+            .all(|client| now.since(client.heard) >= expiry)
+    }
+
+    fn adjust(&mut self, ctx: &Ctx) {
+        let elapsed = ctx.now.since(self.measure.since);
+        if elapsed < PERIOD {
+            return;
+        }
+        let rate = self.measure.bytes as f64 / elapsed.as_secs_f64();
+        let demand: u16 = self.clients.values().map(|client| client.wanted).sum();
+        self.measure.since = ctx.now;
+        self.measure.bytes = 0;
+        if rate == 0.0 || demand < self.streams || ctx.now < self.measure.hold_until {
+            return;
+        }
+        if let Some((streams, before)) = self.measure.trial.take()
+            && rate < 0.9 * before
+        {
+            // Fewer streams were slower: each of them is limited by itself, not by the link.
+            self.streams = streams;
+            self.measure.hold_until = ctx.now + HOLD;
+            return;
+        }
+        let chunk_seconds = f64::from(self.streams) * CHUNK_BYTES as f64 / rate;
+        if chunk_seconds < CHUNK_FAST {
+            let more = (self.streams / 2).max(1);
+            self.streams = (self.streams + more).min(ctx.config.streams_max);
+        } else if chunk_seconds > CHUNK_SLOW && self.streams > STREAMS_MIN {
+            self.measure.trial = Some((self.streams, rate));
+            self.streams -= 1;
+            // Let the streams that are open run down before the trial is judged.
+            self.measure.since = ctx.now + Duration::from_secs_f64(chunk_seconds.min(5.0));
+        }
+    }
+
+    /// One stream for each blob in order of arrival, then the rest in turn.
+    fn share_out(&mut self, ctx: &mut Ctx, asked: (Peer, Digest)) {
+        let mut order: Vec<(u64, (Peer, Digest), u16)> = self
+            .clients
+            .iter()
+            .map(|(key, client)| (client.number, *key, client.wanted))
+            .collect();
+        order.sort_unstable();
+        let mut shares: BTreeMap<(Peer, Digest), u16> = BTreeMap::new();
+        let mut left = self.streams;
+        while left > 0 {
+            let before = left;
+            for (_, key, wanted) in &order {
+                let share = shares.entry(*key).or_default();
+                if *share < *wanted && left > 0 {
+                    *share += 1;
+                    left -= 1;
+                }
+            }
+            if left == before {
+                break;
+            }
+        }
+        for (key, client) in &mut self.clients {
+            let share = shares.get(key).copied().unwrap_or_default();
+            if share != client.granted || *key == asked {
+                client.granted = share;
+                let (steward, blob) = *key;
+                let upstream = self.upstream.clone();
+                ctx.send(
+                    steward,
+                    Message::StreamsGranted {
+                        upstream,
+                        blob,
+                        streams: share,
+                    },
+                );
+            }
+        }
+    }
+}

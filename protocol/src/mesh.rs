@@ -1,0 +1,909 @@
+//! One blob's transfer at one node: its neighbours, who has what, what is requested from whom,
+//! and what this node reads from the origin.
+
+use std::{collections::BTreeMap, ops::Range};
+
+use smallvec::{SmallVec, smallvec};
+
+use crate::{
+    chunk::{Bitfield, Geometry},
+    ctx::Ctx,
+    digest::Digest,
+    directory::Peer,
+    event::Action,
+    joining::Joining,
+    message::{BlobKind, Hint, Lease, LeaseId, LeaseReport, Message, OriginFailure},
+    picker,
+    time::{Duration, Time},
+};
+
+/// A node that exchanges this blob with us.
+pub(crate) struct Neighbour {
+    pub(crate) have: Bitfield,
+}
+
+/// A chunk requested from a peer.
+#[derive(Clone, Copy)]
+pub(crate) struct Flight {
+    peer: Peer,
+    sent: Time,
+    /// Given up then, unless there is progress.
+    deadline: Time,
+}
+
+/// A lease that this node works on.
+pub(crate) struct Running {
+    /// Who granted it; `None` when this node acts without a steward.
+    steward: Option<Peer>,
+    pub(crate) lease: Lease,
+    /// The first chunk that is not yet stored.
+    pub(crate) next: u32,
+    bytes: u64,
+    report_at: Time,
+}
+
+/// Where this node stands with the blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Chunks are missing.
+    Pulling,
+    /// The whole does not have its digest; an audit was asked for at that time.
+    Suspect { asked: Peer, since: Time },
+    /// This node is the auditor: it takes nothing from peers.
+    Auditing,
+    /// The whole has its digest.
+    Complete,
+}
+
+pub(crate) struct Mesh {
+    pub(crate) blob: Digest,
+    pub(crate) kind: BlobKind,
+    pub(crate) size: Option<u64>,
+    pub(crate) have: Bitfield,
+    pub(crate) phase: Phase,
+    pub(crate) hints: Vec<Hint>,
+    pub(crate) neighbours: BTreeMap<Peer, Neighbour>,
+    /// For each chunk, how many neighbours have it.
+    pub(crate) availability: Vec<u16>,
+    pub(crate) flights: BTreeMap<u32, SmallVec<[Flight; 2]>>,
+    pub(crate) leases: BTreeMap<LeaseId, Running>,
+    /// What readers on this node wait for, by reader.
+    pub(crate) readers: BTreeMap<u64, Range<u32>>,
+    pub(crate) joining: Joining,
+    /// Offers that were not answered yet, and since when.
+    offered: BTreeMap<Peer, Time>,
+    /// Chunks that the neighbours have not been told of.
+    fresh: Vec<u32>,
+    have_at: Time,
+    /// When a chunk last came in.
+    progress_at: Time,
+    lost_at: Time,
+    fallback_at: Time,
+    fallback_leases: u32,
+    endgame_at: Time,
+}
+
+/// Leases that a node runs without a steward have this term.
+const NO_STEWARD_TERM: u64 = 0;
+
+/// An offer that is not answered for so long is forgotten.
+const OFFER_EXPIRY: Duration = Duration::from_secs(2);
+
+/// Chunks that one [`Message::Lost`] names at most.
+const LOST_MAX: usize = 64;
+
+/// A node with nothing requested and chunks missing waits so long before it calls them lost.
+const LOST_AFTER: Duration = Duration::from_millis(500);
+
+/// An auditor that does not answer for so long is replaced.
+const AUDIT_PATIENCE: Duration = Duration::from_secs(30);
+
+impl Mesh {
+    pub(crate) fn new(
+        ctx: &mut Ctx,
+        blob: Digest,
+        kind: BlobKind,
+        size: Option<u64>,
+        have: Option<Bitfield>,
+        phase: Phase,
+    ) -> Self {
+        let chunks = size.map_or(1, |size| Geometry::new(size).chunks());
+        let have = have
+            .filter(|have| have.len() == chunks)
+            .unwrap_or_else(|| Bitfield::new(chunks));
+        let fallback_jitter = ctx.jitter(ctx.config.fallback_after / 2);
+        Self {
+            blob,
+            kind,
+            size,
+            have,
+            phase,
+            hints: Vec::new(),
+            neighbours: BTreeMap::new(),
+            availability: vec![0; chunks as usize],
+            flights: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            readers: BTreeMap::new(),
+            joining: Joining::new(ctx.now),
+            offered: BTreeMap::new(),
+            fresh: Vec::new(),
+            have_at: Time::NEVER,
+            progress_at: ctx.now,
+            lost_at: ctx.now + LOST_AFTER,
+            fallback_at: ctx.now + ctx.config.fallback_after + fallback_jitter,
+            fallback_leases: 0,
+            endgame_at: Time::NEVER,
+        }
+    }
+
+    pub(crate) fn is_pulling(&self) -> bool {
+        matches!(self.phase, Phase::Pulling | Phase::Auditing) && !self.have.is_full()
+    }
+
+    /// Whether this mesh may ask peers for chunks.
+    fn takes_from_peers(&self) -> bool {
+        self.phase == Phase::Pulling && !self.have.is_full()
+    }
+
+    /// When [`tick`](Self::tick) next has something to do.
+    pub(crate) fn deadline(&self, ctx: &Ctx) -> Time {
+        let mut at = self.have_at;
+        if let Phase::Suspect { since, .. } = self.phase {
+            at = at.min(since + AUDIT_PATIENCE);
+        }
+        for running in self.leases.values() {
+            at = at.min(running.report_at);
+        }
+        for flight in self.flights.values().flatten() {
+            at = at.min(flight.deadline);
+        }
+        if self.takes_from_peers() {
+            at = at.min(self.joining.next_at).min(self.endgame_at);
+            if self.flights.is_empty() && self.leases.is_empty() {
+                at = at.min(self.lost_at);
+            }
+        }
+        if self.may_read_alone(ctx) {
+            at = at.min(self.fallback_at);
+        }
+        at
+    }
+
+    pub(crate) fn tick(&mut self, ctx: &mut Ctx) {
+        if self.have_at <= ctx.now {
+            self.announce_fresh(ctx);
+        }
+        self.expire_flights(ctx);
+        self.report_leases(ctx);
+        if self.takes_from_peers() {
+            if self.joining.next_at <= ctx.now {
+                self.join(ctx);
+            }
+            if self.flights.is_empty() && self.leases.is_empty() && self.lost_at <= ctx.now {
+                self.report_lost(ctx);
+            }
+        }
+        if self.may_read_alone(ctx) && self.fallback_at <= ctx.now {
+            self.fall_back(ctx);
+        }
+    }
+
+    fn may_read_alone(&self, ctx: &Ctx) -> bool {
+        self.is_pulling()
+            && self.flights.is_empty()
+            && (self.leases.len() as u32) < ctx.config.fallback_streams
+    }
+
+    // --- neighbours ---
+
+    /// The steward named nodes that have or pull the blob.
+    pub(crate) fn meet(&mut self, ctx: &mut Ctx, peers: &[Peer]) {
+        self.offered
+            .retain(|_, since| ctx.now.since(*since) < OFFER_EXPIRY);
+        for peer in peers {
+            if self.neighbours.len() + self.offered.len() >= ctx.config.degree {
+                break;
+            }
+            let known = self.neighbours.contains_key(peer) || self.offered.contains_key(peer);
+            if *peer == ctx.me || known || ctx.banned.contains(peer) {
+                continue;
+            }
+            self.offered.insert(*peer, ctx.now);
+            self.offer(ctx, *peer, false);
+        }
+    }
+
+    fn offer(&self, ctx: &mut Ctx, to: Peer, answer: bool) {
+        let Self {
+            blob, kind, size, ..
+        } = *self;
+        ctx.send(
+            to,
+            Message::Offer {
+                blob,
+                kind,
+                size,
+                have: self.have.clone(),
+                answer,
+            },
+        );
+    }
+
+    /// A peer offers to be a neighbour, or accepts.
+    pub(crate) fn offered(
+        &mut self,
+        ctx: &mut Ctx,
+        from: Peer,
+        size: Option<u64>,
+        have: Bitfield,
+        answer: bool,
+    ) {
+        if let Some(size) = size {
+            self.learn_size(ctx, size);
+        }
+        let fits = have.len() == self.have.len() || (size.is_none() && have.count() == 0);
+        let known = self.neighbours.contains_key(&from);
+        let asked = self.offered.remove(&from).is_some();
+        if !fits || (!known && !asked && self.neighbours.len() >= ctx.config.degree_max) {
+            ctx.send(from, Message::Part { blob: self.blob });
+            return;
+        }
+        self.remove_neighbour(from);
+        let mut bits = Bitfield::new(self.have.len());
+        bits.union_with(&have);
+        for chunk in bits.iter() {
+            self.availability[chunk as usize] += 1;
+        }
+        let finished = bits.is_full() && self.phase == Phase::Complete;
+        if !finished {
+            self.neighbours.insert(from, Neighbour { have: bits });
+        }
+        if !answer {
+            self.offer(ctx, from, true);
+        }
+    }
+
+    pub(crate) fn remove_neighbour(&mut self, peer: Peer) {
+        if let Some(neighbour) = self.neighbours.remove(&peer) {
+            for chunk in neighbour.have.iter() {
+                self.availability[chunk as usize] -= 1;
+            }
+        }
+    }
+
+    /// A peer is gone, dead, banned, or no longer a neighbour.
+    pub(crate) fn forget(&mut self, ctx: &mut Ctx, peer: Peer) {
+        self.offered.remove(&peer);
+        self.remove_neighbour(peer);
+        let flown: Vec<u32> = self
+            .flights
+            .iter()
+            .filter(|(_, flights)| flights.iter().any(|flight| flight.peer == peer))
+            .map(|(chunk, _)| *chunk)
+            .collect();
+        for chunk in flown {
+            self.drop_flight(ctx, chunk, peer, false);
+        }
+        if self.is_pulling() && self.neighbours.len() < ctx.config.degree_low {
+            let at = ctx.now + ctx.jitter(Duration::from_millis(100));
+            self.joining.hurry(at);
+        }
+    }
+
+    pub(crate) fn neighbour_has(&mut self, from: Peer, chunks: &[u32]) {
+        let Some(neighbour) = self.neighbours.get_mut(&from) else {
+            return;
+        };
+        for chunk in chunks {
+            if neighbour.have.insert(*chunk) {
+                self.availability[*chunk as usize] += 1;
+            }
+        }
+        if self.phase == Phase::Complete && neighbour.have.is_full() {
+            // Neither has anything to give the other.
+            self.remove_neighbour(from);
+        }
+    }
+
+    fn announce_fresh(&mut self, ctx: &mut Ctx) {
+        self.have_at = Time::NEVER;
+        let fresh = std::mem::take(&mut self.fresh);
+        for (peer, neighbour) in &self.neighbours {
+            let chunks: Vec<u32> = fresh
+                .iter()
+                .copied()
+                .filter(|chunk| !neighbour.have.contains(*chunk))
+                .collect();
+            if !chunks.is_empty() {
+                // The queue's delay is filled in by the core, which knows it.
+                ctx.send(
+                    *peer,
+                    Message::Have {
+                        blob: self.blob,
+                        chunks,
+                        queue_ms: 0,
+                    },
+                );
+            }
+        }
+    }
+
+    // --- size ---
+
+    pub(crate) fn learn_size(&mut self, ctx: &mut Ctx, size: u64) {
+        if self.size.is_some() || size > crate::limits::BLOB_BYTES_MAX {
+            return;
+        }
+        self.size = Some(size);
+        let chunks = Geometry::new(size).chunks();
+        self.have.grow(chunks);
+        self.availability.resize(chunks as usize, 0);
+        for neighbour in self.neighbours.values_mut() {
+            neighbour.have.grow(chunks);
+        }
+        ctx.act(Action::Sized {
+            blob: self.blob,
+            kind: self.kind,
+            size,
+        });
+    }
+
+    // --- requests ---
+
+    /// Makes one request if there is one to make.
+    pub(crate) fn request_one(&mut self, ctx: &mut Ctx) -> bool {
+        if !self.takes_from_peers() {
+            return false;
+        }
+        if let Some((chunk, peer)) = picker::next(self, ctx) {
+            self.request(ctx, chunk, peer);
+            return true;
+        }
+        self.endgame(ctx)
+    }
+
+    fn request(&mut self, ctx: &mut Ctx, chunk: u32, peer: Peer) {
+        let timeout = self.request_timeout(ctx, peer);
+        let flight = Flight {
+            peer,
+            sent: ctx.now,
+            deadline: ctx.now + timeout,
+        };
+        self.flights.entry(chunk).or_default().push(flight);
+        ctx.link(peer).outstanding += 1;
+        ctx.outstanding += 1;
+        let blob = self.blob;
+        ctx.act(Action::Expect {
+            from: peer,
+            blob,
+            index: chunk,
+        });
+        ctx.send(peer, Message::Request { blob, index: chunk });
+    }
+
+    /// No progress for so long means that the peer is stalled. Both its speed and our own count:
+    /// a timer that ignores our own backlog makes one chunk in ten come twice on slow nodes [sim].
+    fn request_timeout(&self, ctx: &mut Ctx, peer: Peer) -> Duration {
+        let own = ctx.chunk_time.get();
+        let theirs = ctx.link(peer).chunk_time.get();
+        (own.max(theirs) * 4).clamp(ctx.config.request_timeout, REQUEST_TIMEOUT_MAX)
+    }
+
+    /// Nothing is left to ask for but what was asked for: ask a second peer for the oldest.
+    fn endgame(&mut self, ctx: &mut Ctx) -> bool {
+        self.endgame_at = Time::NEVER;
+        let patience = ctx.config.endgame_after.max(ctx.chunk_time.get() * 3);
+        let oldest = self
+            .flights
+            .iter()
+            .filter(|(_, flights)| flights.len() == 1)
+            .map(|(chunk, flights)| (flights[0].sent, *chunk, flights[0].peer))
+            .min();
+        let Some((sent, chunk, first)) = oldest else {
+            return false;
+        };
+        if sent + patience > ctx.now {
+            self.endgame_at = sent + patience;
+            return false;
+        }
+        let Some(second) = picker::second_source(self, ctx, chunk, first) else {
+            self.endgame_at = ctx.now + patience;
+            return false;
+        };
+        self.request(ctx, chunk, second);
+        true
+    }
+
+    pub(crate) fn progress(&mut self, ctx: &mut Ctx, from: Peer, chunk: u32) {
+        let timeout = self.request_timeout(ctx, from);
+        if let Some(flight) = self.flight(from, chunk) {
+            flight.deadline = ctx.now + timeout;
+        }
+        // Chunks come one after the other: those behind this one are not late yet.
+        for flight in self
+            .flights
+            .values_mut()
+            .flatten()
+            .filter(|flight| flight.peer == from)
+        {
+            flight.deadline = flight.deadline.max(ctx.now + timeout);
+        }
+        ctx.link(from).stalls = 0;
+    }
+
+    pub(crate) fn queued(&mut self, ctx: &mut Ctx, from: Peer, chunk: u32, delay: Duration) {
+        let timeout = self.request_timeout(ctx, from);
+        let delay = delay.min(QUEUE_DELAY_MAX);
+        ctx.link(from).queue = delay;
+        if let Some(flight) = self.flight(from, chunk) {
+            flight.deadline = ctx.now + delay * 2 + timeout;
+        }
+    }
+
+    pub(crate) fn busy(&mut self, ctx: &mut Ctx, from: Peer, chunk: u32, retry: Duration) {
+        let now = ctx.now;
+        let link = ctx.link(from);
+        link.avoid_until = link.avoid_until.max(now + retry.min(QUEUE_DELAY_MAX));
+        self.drop_flight(ctx, chunk, from, false);
+    }
+
+    pub(crate) fn missing(&mut self, ctx: &mut Ctx, from: Peer, chunk: u32) {
+        if let Some(neighbour) = self.neighbours.get_mut(&from)
+            && neighbour.have.remove(chunk)
+        {
+            self.availability[chunk as usize] -= 1;
+        }
+        self.drop_flight(ctx, chunk, from, false);
+    }
+
+    fn flight(&mut self, peer: Peer, chunk: u32) -> Option<&mut Flight> {
+        self.flights
+            .get_mut(&chunk)?
+            .iter_mut()
+            .find(|flight| flight.peer == peer)
+    }
+
+    /// Forgets a request; tells the peer where it could still be sending.
+    fn drop_flight(&mut self, ctx: &mut Ctx, chunk: u32, peer: Peer, cancel: bool) {
+        let Some(flights) = self.flights.get_mut(&chunk) else {
+            return;
+        };
+        let Some(at) = flights.iter().position(|flight| flight.peer == peer) else {
+            return;
+        };
+        flights.remove(at);
+        if flights.is_empty() {
+            self.flights.remove(&chunk);
+        }
+        let link = ctx.link(peer);
+        link.outstanding = link.outstanding.saturating_sub(1);
+        ctx.outstanding = ctx.outstanding.saturating_sub(1);
+        let blob = self.blob;
+        ctx.act(Action::Unexpect {
+            from: peer,
+            blob,
+            index: chunk,
+        });
+        if cancel {
+            ctx.send(peer, Message::Cancel { blob, index: chunk });
+        }
+    }
+
+    fn expire_flights(&mut self, ctx: &mut Ctx) {
+        let late: Vec<(u32, Peer)> = self
+            .flights
+            .iter()
+            .flat_map(|(chunk, flights)| flights.iter().map(|flight| (*chunk, *flight)))
+            .filter(|(_, flight)| flight.deadline <= ctx.now)
+            .map(|(chunk, flight)| (chunk, flight.peer))
+            .collect();
+        for (chunk, peer) in late {
+            self.drop_flight(ctx, chunk, peer, true);
+            let (now, penalty) = (ctx.now, ctx.config.stall_penalty);
+            let link = ctx.link(peer);
+            if link.is_usable(now) {
+                link.avoid_until = now + penalty * (1 << link.stalls.min(4));
+                link.stalls += 1;
+            }
+        }
+    }
+
+    /// A chunk was refused on arrival: ask someone else.
+    pub(crate) fn rejected(&mut self, ctx: &mut Ctx, from: Peer, chunk: u32) {
+        self.drop_flight(ctx, chunk, from, false);
+    }
+
+    // --- chunks ---
+
+    /// A chunk is stored. `from` is `None` where this node read it from the origin.
+    pub(crate) fn stored(&mut self, ctx: &mut Ctx, from: Option<Peer>, chunk: u32) {
+        for flight in self.flights.get(&chunk).cloned().unwrap_or_default() {
+            let delivered = from == Some(flight.peer);
+            if delivered {
+                let link = ctx.links.entry(flight.peer).or_default();
+                let began = flight.sent.max(link.delivered_at);
+                let took = ctx.now.since(began);
+                link.chunk_time.sample(took);
+                link.delivered_at = ctx.now;
+                link.stalls = 0;
+                link.queue = link.queue.saturating_sub(took);
+                ctx.chunk_time.sample(took);
+            }
+            self.drop_flight(ctx, chunk, flight.peer, !delivered);
+        }
+        if !self.have.insert(chunk) {
+            return;
+        }
+        self.progress_at = ctx.now;
+        self.lost_at = ctx.now + LOST_AFTER;
+        self.fallback_at = ctx.now + ctx.config.fallback_after;
+        self.fresh.push(chunk);
+        self.have_at = self.have_at.min(ctx.now + ctx.config.have_interval);
+        self.advance_leases(ctx, from.is_none());
+        // What the neighbours wait for is not delayed when it is the last.
+        if self.have.is_full() {
+            self.announce_fresh(ctx);
+        }
+    }
+
+    /// Chunks were dropped from the store.
+    pub(crate) fn dropped(&mut self, ctx: &mut Ctx, have: Bitfield) {
+        if have.len() != self.have.len() {
+            return;
+        }
+        self.have = have;
+        self.fresh.clear();
+        self.progress_at = ctx.now;
+        // The neighbours hear what is left: an offer replaces what they knew.
+        let neighbours: Vec<Peer> = self.neighbours.keys().copied().collect();
+        for peer in neighbours {
+            self.offer(ctx, peer, true);
+        }
+    }
+
+    // --- leases ---
+
+    /// A steward lets this node read a range from the origin.
+    pub(crate) fn granted(&mut self, ctx: &mut Ctx, steward: Option<Peer>, lease: Lease) {
+        if !self.is_pulling() || self.hints.is_empty() || self.leases.contains_key(&lease.id) {
+            let failure = self.hints.is_empty().then_some(OriginFailure::NotFound);
+            let next = if failure.is_some() {
+                lease.first
+            } else {
+                lease.end
+            };
+            self.tell(
+                ctx,
+                steward,
+                LeaseReport {
+                    lease,
+                    next,
+                    bytes: 0,
+                },
+                failure,
+            );
+            return;
+        }
+        // What a neighbour has need not come from the origin a second time.
+        let near = |chunk: u32| self.have.contains(chunk) || self.availability[chunk as usize] > 0;
+        let end = lease.end.min(self.have.len());
+        let auditing = self.phase == Phase::Auditing;
+        let first = (lease.first..end).find(|chunk| {
+            if auditing {
+                !self.have.contains(*chunk)
+            } else {
+                !near(*chunk)
+            }
+        });
+        let Some(first) = first else {
+            self.tell(
+                ctx,
+                steward,
+                LeaseReport {
+                    lease,
+                    next: lease.end,
+                    bytes: 0,
+                },
+                None,
+            );
+            return;
+        };
+        let report_at = ctx.now + ctx.config.report_interval;
+        let running = Running {
+            steward,
+            lease,
+            next: first,
+            bytes: 0,
+            report_at,
+        };
+        self.leases.insert(lease.id, running);
+        ctx.act(Action::ReadOrigin {
+            blob: self.blob,
+            kind: self.kind,
+            lease: Lease { first, ..lease },
+            hints: self.hints.clone(),
+        });
+        for chunk in first..end {
+            for flight in self.flights.get(&chunk).cloned().unwrap_or_default() {
+                self.drop_flight(ctx, chunk, flight.peer, true);
+            }
+        }
+    }
+
+    pub(crate) fn origin_progress(&mut self, ctx: &mut Ctx, id: LeaseId, bytes: u64) {
+        ctx.rate.add(ctx.now, bytes);
+        if let Some(running) = self.leases.get_mut(&id) {
+            running.bytes += bytes;
+        }
+    }
+
+    pub(crate) fn origin_ended(
+        &mut self,
+        ctx: &mut Ctx,
+        id: LeaseId,
+        failure: Option<OriginFailure>,
+    ) {
+        let Some(running) = self.leases.remove(&id) else {
+            return;
+        };
+        let Running {
+            steward,
+            lease,
+            next,
+            bytes,
+            ..
+        } = running;
+        let next = if failure.is_none() { lease.end } else { next };
+        self.lost_at = self.lost_at.max(ctx.now + LOST_AFTER);
+        if steward.is_none() {
+            self.fallback_at = ctx.now
+                + if failure.is_none() {
+                    Duration::ZERO
+                } else {
+                    ctx.config.fallback_after
+                };
+        } else {
+            // If no further lease comes soon, something is wrong with the steward.
+            self.joining.hurry(ctx.now + ctx.config.join_resend);
+        }
+        self.tell(ctx, steward, LeaseReport { lease, next, bytes }, failure);
+    }
+
+    pub(crate) fn revoked(&mut self, ctx: &mut Ctx, from: Peer, id: LeaseId) {
+        if self
+            .leases
+            .get(&id)
+            .is_some_and(|running| running.steward == Some(from))
+        {
+            self.leases.remove(&id);
+            ctx.act(Action::StopOrigin {
+                blob: self.blob,
+                lease: id,
+            });
+        }
+    }
+
+    /// This node was asleep: what it was granted may be in other hands.
+    pub(crate) fn drop_leases(&mut self, ctx: &mut Ctx) {
+        for id in std::mem::take(&mut self.leases).into_keys() {
+            ctx.act(Action::StopOrigin {
+                blob: self.blob,
+                lease: id,
+            });
+        }
+        self.joining = Joining::new(ctx.now);
+    }
+
+    fn advance_leases(&mut self, ctx: &mut Ctx, from_origin: bool) {
+        let mut reports = Vec::new();
+        for running in self.leases.values_mut() {
+            let before = running.next;
+            while running.next < running.lease.end && self.have.contains(running.next) {
+                running.next += 1;
+            }
+            if running.next != before && from_origin {
+                running.report_at = ctx.now + ctx.config.report_interval;
+                let Running {
+                    steward,
+                    lease,
+                    next,
+                    bytes,
+                    ..
+                } = *running;
+                reports.push((steward, LeaseReport { lease, next, bytes }));
+            }
+        }
+        for (steward, report) in reports {
+            self.tell(ctx, steward, report, None);
+        }
+    }
+
+    fn report_leases(&mut self, ctx: &mut Ctx) {
+        let mut reports = Vec::new();
+        for running in self
+            .leases
+            .values_mut()
+            .filter(|running| running.report_at <= ctx.now)
+        {
+            running.report_at = ctx.now + ctx.config.report_interval;
+            let Running {
+                steward,
+                lease,
+                next,
+                bytes,
+                ..
+            } = *running;
+            reports.push((steward, LeaseReport { lease, next, bytes }));
+        }
+        for (steward, report) in reports {
+            self.tell(ctx, steward, report, None);
+        }
+    }
+
+    fn tell(
+        &self,
+        ctx: &mut Ctx,
+        steward: Option<Peer>,
+        report: LeaseReport,
+        failure: Option<OriginFailure>,
+    ) {
+        if let Some(steward) = steward {
+            let Self { blob, size, .. } = *self;
+            ctx.send(
+                steward,
+                Message::Report {
+                    blob,
+                    report,
+                    size,
+                    failure,
+                },
+            );
+        }
+    }
+
+    // --- stewards ---
+
+    fn join(&mut self, ctx: &mut Ctx) {
+        let ranks = ctx.stewards(&self.blob);
+        let urgent: Vec<u32> = self
+            .readers
+            .values()
+            .filter_map(|range| {
+                let head = self.have.next_clear(range.start)?;
+                let expected = self.flights.contains_key(&head)
+                    || self
+                        .leases
+                        .values()
+                        .any(|running| (running.next..running.lease.end).contains(&head));
+                (head < range.end && !expected).then_some(head)
+            })
+            .collect();
+        let leases: Vec<LeaseReport> = self
+            .leases
+            .values()
+            .map(
+                |Running {
+                     lease, next, bytes, ..
+                 }| LeaseReport {
+                    lease: *lease,
+                    next: *next,
+                    bytes: *bytes,
+                },
+            )
+            .collect();
+        let mut upstreams: Vec<_> = self
+            .hints
+            .iter()
+            .map(|hint| hint.upstream.clone())
+            .collect();
+        upstreams.dedup();
+        let room = ctx.config.degree.saturating_sub(self.neighbours.len());
+        for join in self.joining.due(ctx, &ranks) {
+            ctx.send(
+                join.to,
+                Message::Join {
+                    blob: self.blob,
+                    kind: self.kind,
+                    size: self.size,
+                    have: self.have.clone(),
+                    urgent: urgent.clone(),
+                    leases: leases.clone(),
+                    upstreams: upstreams.clone(),
+                    want_peers: (room * 2) as u16,
+                    takeover: join.takeover,
+                },
+            );
+        }
+    }
+
+    /// Chunks that nobody near has are the steward's to find.
+    fn report_lost(&mut self, ctx: &mut Ctx) {
+        self.lost_at = ctx.now + Duration::from_secs(1);
+        let Some(steward) = self.joining.acting else {
+            return;
+        };
+        let mut missing = Bitfield::full(self.have.len());
+        missing.subtract(&self.have);
+        let chunks: Vec<u32> = missing.iter().take(LOST_MAX).collect();
+        ctx.send(
+            steward,
+            Message::Lost {
+                blob: self.blob,
+                chunks,
+            },
+        );
+        self.joining.hurry(ctx.now);
+    }
+
+    /// No steward answers and nothing comes in: read from the origin without being told to.
+    fn fall_back(&mut self, ctx: &mut Ctx) {
+        let patience = ctx.config.fallback_after;
+        let answered = ctx.now.since(self.joining.answered_at) < patience;
+        let flowing = self.fallback_leases == 0 && ctx.now.since(self.progress_at) < patience;
+        if ((answered || flowing) && self.phase != Phase::Auditing) || self.hints.is_empty() {
+            self.fallback_at = ctx.now + patience + ctx.jitter(patience / 4);
+            return;
+        }
+        self.read_alone(ctx);
+    }
+
+    /// Takes ranges for itself, a few at a time: without a steward, or as an auditor.
+    pub(crate) fn read_alone(&mut self, ctx: &mut Ctx) {
+        let mut from = 0;
+        self.fallback_at = Time::NEVER;
+        while (self.leases.len() as u32) < ctx.config.fallback_streams {
+            let free = |chunk: &u32| {
+                !self.have.contains(*chunk)
+                    && !self
+                        .leases
+                        .values()
+                        .any(|running| (running.lease.first..running.lease.end).contains(chunk))
+            };
+            let Some(first) = (from..self.have.len()).find(free) else {
+                break;
+            };
+            let limit = (first + ctx.config.lease_chunks).min(self.have.len());
+            let end = (first..limit).find(|chunk| !free(chunk)).unwrap_or(limit);
+            self.fallback_leases += 1;
+            let id = LeaseId {
+                term: NO_STEWARD_TERM,
+                number: self.fallback_leases,
+            };
+            self.granted(ctx, None, Lease { id, first, end });
+            from = end;
+        }
+    }
+
+    /// The digest did not match: whom to ask for an audit.
+    pub(crate) fn suspect(&mut self, ctx: &mut Ctx, auditor: Peer) {
+        self.phase = Phase::Suspect {
+            asked: auditor,
+            since: ctx.now,
+        };
+        for (chunk, flights) in self.flights.clone() {
+            for flight in flights {
+                self.drop_flight(ctx, chunk, flight.peer, true);
+            }
+        }
+    }
+
+    /// Bits of the neighbours' chunks, for the invariants.
+    pub(crate) fn flights_of(&self, chunk: u32) -> SmallVec<[Peer; 2]> {
+        self.flights.get(&chunk).map_or(smallvec![], |flights| {
+            flights.iter().map(|flight| flight.peer).collect()
+        })
+    }
+
+    pub(crate) fn audit_overdue(&self, now: Time) -> Option<Peer> {
+        match self.phase {
+            Phase::Suspect { asked, since } if now.since(since) >= AUDIT_PATIENCE => Some(asked),
+            _ => None,
+        }
+    }
+}
+
+/// The longest time that a request may go without progress, however slow the peers are.
+const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(15);
+
+/// What a peer says of its queue is believed up to here.
+const QUEUE_DELAY_MAX: Duration = Duration::from_secs(10);

@@ -1,0 +1,123 @@
+//! Which chunk next, and from whom: rarest first among a sample, within a window ahead of the
+//! readers, and first of all what a reader waits for.
+
+use rand::RngExt as _;
+
+use crate::{chunk::Bitfield, ctx::Ctx, directory::Peer, limits::CHUNK_BYTES, mesh::Mesh};
+
+/// The next request to make for this blob, if there is one to be made.
+pub(crate) fn next(mesh: &Mesh, ctx: &mut Ctx) -> Option<(u32, Peer)> {
+    let usable = usable_neighbours(mesh, ctx);
+    if usable.is_empty() {
+        return None;
+    }
+    let mut candidates = Bitfield::new(mesh.have.len());
+    for peer in &usable {
+        candidates.union_with(&mesh.neighbours[peer].have);
+    }
+    candidates.subtract(&mesh.have);
+    for chunk in mesh.flights.keys() {
+        candidates.remove(*chunk);
+    }
+    for running in mesh.leases.values() {
+        for chunk in running.next..running.lease.end {
+            candidates.remove(chunk);
+        }
+    }
+    let chunk = head_of_a_reader(mesh, &candidates).or_else(|| rarest(mesh, ctx, &candidates))?;
+    let peer = source(mesh, ctx, chunk, &usable)?;
+    Some((chunk, peer))
+}
+
+/// Another source for a chunk that is already requested elsewhere.
+pub(crate) fn second_source(mesh: &Mesh, ctx: &mut Ctx, chunk: u32, first: Peer) -> Option<Peer> {
+    let mut usable = usable_neighbours(mesh, ctx);
+    usable.retain(|peer| *peer != first);
+    source(mesh, ctx, chunk, &usable)
+}
+
+fn usable_neighbours(mesh: &Mesh, ctx: &Ctx) -> Vec<Peer> {
+    // With few neighbours each of them has to carry more than its usual share.
+    let target = ctx.outstanding_target();
+    let share = target.div_ceil(mesh.neighbours.len().max(1));
+    let per_peer = ctx.config.outstanding_per_peer.max(share);
+    mesh.neighbours
+        .keys()
+        .copied()
+        .filter(|peer| {
+            ctx.links
+                .get(peer)
+                .is_none_or(|link| link.is_usable(ctx.now) && link.outstanding < per_peer)
+        })
+        .collect()
+}
+
+/// The chunk that a client waits for, or the one after it.
+fn head_of_a_reader(mesh: &Mesh, candidates: &Bitfield) -> Option<u32> {
+    mesh.readers.values().find_map(|range| {
+        let missing = mesh.have.next_clear(range.start)?;
+        (missing..range.end.min(missing + 2)).find(|chunk| candidates.contains(*chunk))
+    })
+}
+
+fn rarest(mesh: &Mesh, ctx: &mut Ctx, candidates: &Bitfield) -> Option<u32> {
+    let window = window(mesh, ctx);
+    let mut best: Option<(u16, u32)> = None;
+    for _ in 0..ctx.config.rarest_sample {
+        let from = ctx.rng.random_range(window.clone());
+        let inside = |chunk: &u32| window.contains(chunk);
+        let Some(chunk) = candidates
+            .next_set(from)
+            .filter(inside)
+            .or_else(|| candidates.next_set(window.start).filter(inside))
+        else {
+            break;
+        };
+        let copies = mesh.availability[chunk as usize];
+        if best.is_none_or(|(fewest, _)| copies < fewest) {
+            best = Some((copies, chunk));
+        }
+    }
+    // Nothing within the window: whatever there is, rather than idle.
+    best.map(|(_, chunk)| chunk)
+        .or_else(|| candidates.next_set(0))
+}
+
+/// The chunks among which the rarest is looked for. Strict order would cost a quarter of the
+/// swarm's rate, no order at all would keep readers waiting.
+fn window(mesh: &Mesh, ctx: &Ctx) -> std::ops::Range<u32> {
+    let all = 0..mesh.have.len();
+    if mesh.neighbours.len() < 2 {
+        return all;
+    }
+    let Some(reader) = mesh.readers.values().map(|range| range.start).min() else {
+        return all;
+    };
+    let Some(start) = mesh.have.next_clear(reader) else {
+        return all;
+    };
+    let ahead = ctx.rate.get() * ctx.config.window_time.as_secs_f64() / CHUNK_BYTES as f64;
+    let ahead = (ahead as u32).clamp(ctx.config.window_chunks_min, ctx.config.window_chunks_max);
+    start..start.saturating_add(ahead).min(mesh.have.len())
+}
+
+/// Of those that have the chunk, the one that should deliver it first; ties at random.
+fn source(mesh: &Mesh, ctx: &mut Ctx, chunk: u32, usable: &[Peer]) -> Option<Peer> {
+    let mut best = None;
+    for peer in usable {
+        if !mesh.neighbours[peer].have.contains(chunk) {
+            continue;
+        }
+        let expected = ctx
+            .links
+            .get(peer)
+            .map_or((0, crate::time::Duration::ZERO), |link| {
+                (link.outstanding, link.expected())
+            });
+        let rank = (expected, ctx.rng.random::<u32>());
+        if best.is_none_or(|(other, _)| rank < other) {
+            best = Some((rank, *peer));
+        }
+    }
+    best.map(|(_, peer)| peer)
+}

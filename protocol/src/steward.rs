@@ -1,0 +1,823 @@
+//! The steward of one blob: who pulls it, who has it, and who may read which range of it from the
+//! origin.
+//!
+//! The best-ranked live node acts. The next-ranked ones hear the same joins and so hold the same
+//! state, two seconds old at most, and act when a puller says that the better ones are silent.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rand::RngExt as _;
+
+use crate::{
+    chunk::{Bitfield, Geometry},
+    ctx::Ctx,
+    digest::Digest,
+    directory::Peer,
+    keeper,
+    limits::PROVIDERS_MAX,
+    message::{Lease, LeaseId, LeaseReport, Message, OriginFailure},
+    reference::Upstream,
+    time::{Duration, Time},
+};
+
+/// A node that pulls the blob.
+struct Joiner {
+    have: Bitfield,
+    heard: Time,
+    upstreams: Vec<Upstream>,
+    /// Chunks that its clients wait for.
+    urgent: Vec<u32>,
+    /// Leases that it has finished.
+    completed: u32,
+    /// Why its last origin read failed, how often in a row, and when it may try again.
+    failure: Option<(OriginFailure, u32, Time)>,
+    /// It missed its reports, or its connection broke: what it alone has does not count.
+    silent: bool,
+}
+
+struct Grant {
+    holder: Peer,
+    lease: Lease,
+    next: u32,
+    bytes: u64,
+    /// When the holder last reported.
+    heard: Time,
+    /// When it last reported more bytes or chunks.
+    moved: Time,
+}
+
+pub(crate) struct Steward {
+    pub(crate) blob: Digest,
+    size: Option<u64>,
+    chunks: u32,
+    term: u64,
+    /// Until when this node acts although it is not ranked first.
+    takeover_until: Time,
+    acting: bool,
+    /// No grants before this time: joins are being gathered.
+    ready_at: Time,
+    joiners: BTreeMap<Peer, Joiner>,
+    /// Nodes that hold the whole blob.
+    providers: BTreeSet<Peer>,
+    /// Chunks that some joiner has, or that a holder said are near it.
+    held: Bitfield,
+    grants: BTreeMap<LeaseId, Grant>,
+    numbers: u32,
+    lost: BTreeMap<u32, Time>,
+    streams: Streams,
+    /// Set when every joiner that could read the blob has been refused.
+    failure: Option<OriginFailure>,
+    pub(crate) origin_bytes: u64,
+}
+
+/// What the keeper of the upstream allows.
+struct Streams {
+    upstream: Option<Upstream>,
+    granted: u16,
+    granted_at: Time,
+    asked: Option<Time>,
+    ask_at: Time,
+    bytes: u64,
+    throttled: bool,
+    pause_until: Time,
+    idle: bool,
+}
+
+/// A steward asks the keeper again so often, well within the grant's expiry.
+const ASK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// A keeper that does not answer for so long is done without: one stream.
+const KEEPER_PATIENCE: Duration = Duration::from_millis(300);
+
+/// A chunk that is reported lost again after so long is leased even if someone should have it.
+const LOST_AGAIN: Duration = Duration::from_millis(900);
+
+/// The longest pause that an origin's Retry-After is honoured for at a time.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// Refusals in a row after which a joiner's way to the origin counts as closed.
+const REFUSALS: u32 = 3;
+
+impl Steward {
+    pub(crate) fn new(ctx: &mut Ctx, blob: Digest) -> Self {
+        Self {
+            blob,
+            size: None,
+            chunks: 1,
+            term: ctx.rng.random_range(1..u64::MAX),
+            takeover_until: Time::ZERO,
+            acting: false,
+            ready_at: Time::ZERO,
+            joiners: BTreeMap::new(),
+            providers: BTreeSet::new(),
+            held: Bitfield::new(1),
+            grants: BTreeMap::new(),
+            numbers: 0,
+            lost: BTreeMap::new(),
+            streams: Streams {
+                upstream: None,
+                granted: 0,
+                granted_at: Time::ZERO,
+                asked: None,
+                ask_at: Time::ZERO,
+                bytes: 0,
+                throttled: false,
+                pause_until: Time::ZERO,
+                idle: true,
+            },
+            failure: None,
+            origin_bytes: 0,
+        }
+    }
+
+    pub(crate) fn is_acting(&self) -> bool {
+        self.acting
+    }
+
+    /// Whether anyone pulls the blob or is known to hold it.
+    pub(crate) fn is_needed(&self) -> bool {
+        !self.joiners.is_empty() || !self.providers.is_empty()
+    }
+
+    /// How many nodes pull the blob.
+    pub(crate) fn joins(&self) -> usize {
+        self.joiners.len()
+    }
+
+    pub(crate) fn leases(&self) -> usize {
+        self.grants.len()
+    }
+
+    pub(crate) fn deadline(&self, ctx: &Ctx) -> Time {
+        let mut at = Time::NEVER;
+        for joiner in self.joiners.values() {
+            at = at.min(joiner.heard + ctx.config.joiner_expiry);
+        }
+        if !self.acting {
+            return at;
+        }
+        for grant in self.grants.values() {
+            at = at.min(grant.heard + ctx.config.lease_silence);
+            at = at.min(grant.moved + ctx.config.lease_stall);
+        }
+        for joiner in self.joiners.values() {
+            if !joiner.silent {
+                at = at.min(joiner.heard + self.silence(ctx));
+            }
+            if let Some((_, _, again)) = joiner.failure
+                && again > ctx.now
+            {
+                at = at.min(again);
+            }
+        }
+        if self.ready_at > ctx.now {
+            at = at.min(self.ready_at);
+        }
+        if !self.streams.idle {
+            at = at.min(self.streams.ask_at);
+            if let Some(asked) = self.streams.asked {
+                at = at.min(asked + KEEPER_PATIENCE);
+            }
+        }
+        if self.streams.pause_until > ctx.now {
+            at = at.min(self.streams.pause_until);
+        }
+        if self.takeover_until > ctx.now {
+            at = at.min(self.takeover_until);
+        }
+        at
+    }
+
+    /// A joiner that repeats its join every 2 seconds is silent after half a second more.
+    fn silence(&self, ctx: &Ctx) -> Duration {
+        ctx.config.join_interval + Duration::from_millis(600)
+    }
+
+    pub(crate) fn tick(&mut self, ctx: &mut Ctx) {
+        let expiry = ctx.config.joiner_expiry;
+        let gone: Vec<Peer> = self
+            .joiners
+            .iter()
+            .filter(|(_, joiner)| ctx.now.since(joiner.heard) >= expiry)
+            .map(|(peer, _)| *peer)
+            .collect();
+        for peer in gone {
+            self.forget(ctx, peer);
+        }
+        self.decide_role(ctx);
+        if !self.acting {
+            return;
+        }
+        let silence = self.silence(ctx);
+        let mut recount = false;
+        for joiner in self.joiners.values_mut() {
+            if !joiner.silent && ctx.now.since(joiner.heard) >= silence {
+                joiner.silent = true;
+                recount = true;
+            }
+        }
+        let late: Vec<(LeaseId, bool)> = self
+            .grants
+            .iter()
+            .filter_map(|(id, grant)| {
+                let silent = ctx.now.since(grant.heard) >= ctx.config.lease_silence;
+                let stalled = ctx.now.since(grant.moved) >= ctx.config.lease_stall;
+                (silent || stalled).then_some((*id, silent))
+            })
+            .collect();
+        for (id, silent) in late {
+            let Some(grant) = self.grants.remove(&id) else {
+                continue;
+            };
+            ctx.send(
+                grant.holder,
+                Message::Revoke {
+                    blob: self.blob,
+                    lease: id,
+                },
+            );
+            if let Some(joiner) = self.joiners.get_mut(&grant.holder) {
+                joiner.silent |= silent;
+                recount |= silent;
+                if !silent {
+                    // Let others try their way to the origin first.
+                    let again = ctx.now + ctx.config.lease_stall;
+                    let failure = OriginFailure::Failed("no bytes from the origin".to_owned());
+                    joiner.failure = Some((failure, 1, again));
+                }
+            }
+        }
+        if recount {
+            self.recount();
+        }
+        self.grant(ctx);
+    }
+
+    /// Whether this node acts, by rank or by request.
+    fn decide_role(&mut self, ctx: &mut Ctx) {
+        let first = ctx.stewards(&self.blob).first() == Some(&ctx.me);
+        let act = first || self.takeover_until > ctx.now;
+        if act == self.acting {
+            return;
+        }
+        self.acting = act;
+        if !act {
+            // Holders finish what they were granted; the better-ranked steward hears of it from
+            // their joins.
+            self.grants.clear();
+            return;
+        }
+        self.term = ctx.rng.random_range(1..u64::MAX);
+        self.numbers = 0;
+        self.failure = None;
+        let rebuild = !self.joiners.is_empty() || ctx.now.since(ctx.view_changed) < RECENT;
+        if rebuild {
+            self.ready_at = ctx.now + ctx.config.rebuild;
+            let (blob, term) = (self.blob, self.term);
+            let joiners: Vec<Peer> = self.joiners.keys().copied().collect();
+            for peer in joiners {
+                ctx.send(peer, Message::Acting { blob, term });
+            }
+        }
+    }
+
+    pub(crate) fn rank_changed(&mut self, ctx: &mut Ctx) {
+        self.decide_role(ctx);
+        self.grant(ctx);
+    }
+
+    /// This node was asleep: others have acted, and what is known is old.
+    pub(crate) fn wake(&mut self, ctx: &mut Ctx) {
+        self.joiners.clear();
+        self.grants.clear();
+        self.acting = false;
+        self.held = Bitfield::new(self.chunks);
+        self.ready_at = ctx.now + ctx.config.join_interval;
+        self.takeover_until = Time::ZERO;
+    }
+
+    fn learn_size(&mut self, size: Option<u64>) -> bool {
+        let Some(size) = size.filter(|_| self.size.is_none()) else {
+            return false;
+        };
+        self.size = Some(size);
+        self.chunks = Geometry::new(size).chunks();
+        self.held.grow(self.chunks);
+        for joiner in self.joiners.values_mut() {
+            joiner.have.grow(self.chunks);
+        }
+        true
+    }
+
+    /// What this node knows of the blob's size from its own pull.
+    pub(crate) fn size_known(&mut self, ctx: &mut Ctx, size: u64) {
+        if self.learn_size(Some(size)) {
+            self.welcome_all(ctx);
+            self.grant(ctx);
+        }
+    }
+
+    // --- joiners ---
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of one message")]
+    pub(crate) fn join(
+        &mut self,
+        ctx: &mut Ctx,
+        from: Peer,
+        size: Option<u64>,
+        have: &Bitfield,
+        urgent: Vec<u32>,
+        leases: Vec<LeaseReport>,
+        upstreams: Vec<Upstream>,
+        want_peers: usize,
+        takeover: bool,
+    ) {
+        let learned = self.learn_size(size);
+        if takeover {
+            // Joins come every 2 seconds; a takeover that nobody asks for any more lapses.
+            self.takeover_until = ctx.now + ctx.config.streams_expiry;
+        }
+        if self.streams.upstream.is_none() {
+            self.streams.upstream = upstreams.first().cloned();
+        }
+        let mut bits = Bitfield::new(self.chunks);
+        bits.union_with(have);
+        if bits.is_full() && self.size.is_some() {
+            // It has everything and is about to say so in an announcement.
+            self.held = Bitfield::full(self.chunks);
+        }
+        let (completed, failure) = self.joiners.get(&from).map_or((0, None), |joiner| {
+            (joiner.completed, joiner.failure.clone())
+        });
+        let lost_some = self.joiners.get(&from).is_some_and(|joiner| {
+            let mut lost = joiner.have.clone();
+            lost.subtract(&bits);
+            lost.count() > 0
+        });
+        self.held.union_with(&bits);
+        let joiner = Joiner {
+            have: bits,
+            heard: ctx.now,
+            upstreams,
+            urgent,
+            completed,
+            failure,
+            silent: false,
+        };
+        self.joiners.insert(from, joiner);
+        self.providers.remove(&from);
+        if lost_some {
+            self.recount();
+        }
+        self.decide_role(ctx);
+        if !self.acting {
+            return;
+        }
+        // Leases that an earlier steward granted are respected.
+        for report in leases {
+            self.grants.entry(report.lease.id).or_insert(Grant {
+                holder: from,
+                lease: report.lease,
+                next: report.next,
+                bytes: report.bytes,
+                heard: ctx.now,
+                moved: ctx.now,
+            });
+        }
+        self.welcome(ctx, from, want_peers);
+        if learned {
+            self.welcome_all(ctx);
+        }
+        self.grant(ctx);
+    }
+
+    fn welcome(&mut self, ctx: &mut Ctx, to: Peer, want_peers: usize) {
+        let now_live = |peer: &Peer| *peer != to && ctx.is_live(*peer);
+        let joiners: Vec<Peer> = self
+            .joiners
+            .iter()
+            .filter(|(peer, joiner)| now_live(peer) && !joiner.silent)
+            .map(|(peer, _)| *peer)
+            .collect();
+        let providers: Vec<Peer> = self.providers.iter().copied().filter(now_live).collect();
+        // Half from those that have it all, half from those that pull, each filling up the other.
+        let most = want_peers
+            .div_ceil(2)
+            .max(want_peers.saturating_sub(joiners.len()));
+        let mut peers = ctx.sample(providers, most);
+        let rest = want_peers.saturating_sub(peers.len());
+        peers.extend(ctx.sample(joiners, rest));
+        let Self {
+            blob, term, size, ..
+        } = *self;
+        let failure = self.failure.clone();
+        ctx.send(
+            to,
+            Message::Welcome {
+                blob,
+                term,
+                size,
+                peers,
+                failure,
+            },
+        );
+    }
+
+    fn welcome_all(&mut self, ctx: &mut Ctx) {
+        let joiners: Vec<Peer> = self.joiners.keys().copied().collect();
+        for peer in joiners {
+            self.welcome(ctx, peer, ctx.config.degree);
+        }
+    }
+
+    pub(crate) fn forget(&mut self, ctx: &mut Ctx, peer: Peer) {
+        let known = self.joiners.remove(&peer).is_some() | self.providers.remove(&peer);
+        self.grants.retain(|_, grant| grant.holder != peer);
+        if known {
+            self.recount();
+            if self.acting {
+                self.grant(ctx);
+            }
+        }
+    }
+
+    /// The connection to a peer broke. It may come back; until then what it alone has is lost.
+    pub(crate) fn disconnected(&mut self, ctx: &mut Ctx, peer: Peer) {
+        let holds = self.grants.values().any(|grant| grant.holder == peer);
+        self.grants.retain(|_, grant| grant.holder != peer);
+        self.providers.remove(&peer);
+        let Some(joiner) = self.joiners.get_mut(&peer) else {
+            return;
+        };
+        if holds || !joiner.silent {
+            joiner.silent = true;
+            self.recount();
+            if self.acting {
+                self.grant(ctx);
+            }
+        }
+    }
+
+    /// A node holds the whole blob.
+    pub(crate) fn provided(&mut self, ctx: &mut Ctx, from: Peer, size: u64) {
+        self.learn_size(Some(size));
+        self.joiners.remove(&from);
+        self.grants.retain(|_, grant| grant.holder != from);
+        if self.providers.len() < PROVIDERS_MAX {
+            self.providers.insert(from);
+        }
+        self.held = Bitfield::full(self.chunks);
+        if self.acting {
+            self.grant(ctx);
+        }
+    }
+
+    fn recount(&mut self) {
+        if !self.providers.is_empty() {
+            self.held = Bitfield::full(self.chunks);
+            return;
+        }
+        self.held = Bitfield::new(self.chunks);
+        for joiner in self.joiners.values().filter(|joiner| !joiner.silent) {
+            self.held.union_with(&joiner.have);
+        }
+    }
+
+    /// A joiner finds nobody who has these chunks.
+    pub(crate) fn lost(&mut self, ctx: &mut Ctx, from: Peer, chunks: &[u32]) {
+        if !self.acting || !self.joiners.contains_key(&from) {
+            return;
+        }
+        let leased = |chunk: u32| {
+            self.grants
+                .values()
+                .any(|grant| (grant.next..grant.lease.end).contains(&chunk))
+        };
+        let mut freed = Vec::new();
+        for chunk in chunks.iter().copied().filter(|chunk| *chunk < self.chunks) {
+            if leased(chunk) || !self.held.contains(chunk) {
+                continue;
+            }
+            // The first time the joiner is only told of more peers (its join does that); if that
+            // did not help, whoever should have the chunk does not give it.
+            match self.lost.get(&chunk) {
+                Some(first) if ctx.now.since(*first) >= LOST_AGAIN => freed.push(chunk),
+                Some(_) => {}
+                None => {
+                    self.lost.insert(chunk, ctx.now);
+                }
+            }
+        }
+        for chunk in freed {
+            self.lost.remove(&chunk);
+            self.held.remove(chunk);
+        }
+        self.grant(ctx);
+    }
+
+    // --- leases ---
+
+    pub(crate) fn report(
+        &mut self,
+        ctx: &mut Ctx,
+        from: Peer,
+        report: &LeaseReport,
+        size: Option<u64>,
+        failure: Option<OriginFailure>,
+    ) {
+        let learned = self.learn_size(size);
+        let Some(joiner) = self.joiners.get_mut(&from) else {
+            return;
+        };
+        joiner.heard = ctx.now;
+        joiner.silent = false;
+        let id = report.lease.id;
+        // A manifest's or a blob's first lease was granted before its size was known.
+        let end = report.lease.end.min(self.chunks);
+        let next = report.next.min(end);
+        let first = self
+            .grants
+            .get(&id)
+            .map_or(report.lease.first, |grant| grant.lease.first);
+        for chunk in first..next {
+            self.held.insert(chunk);
+            self.lost.remove(&chunk);
+            if report.bytes > 0 {
+                joiner.have.insert(chunk);
+            }
+        }
+        if let Some(grant) = self
+            .grants
+            .get_mut(&id)
+            .filter(|grant| grant.holder == from)
+        {
+            grant.heard = ctx.now;
+            if next > grant.next || report.bytes > grant.bytes {
+                grant.moved = ctx.now;
+                let bytes = report.bytes.saturating_sub(grant.bytes);
+                self.streams.bytes += bytes;
+                self.origin_bytes += bytes;
+                grant.next = next;
+                grant.bytes = report.bytes;
+            }
+            if report.next >= report.lease.end || failure.is_some() {
+                self.grants.remove(&id);
+                joiner.completed += u32::from(failure.is_none());
+            }
+        }
+        if failure.is_none() && report.bytes > 0 {
+            joiner.failure = None;
+            self.failure = None;
+        }
+        if let Some(failure) = failure {
+            self.failed(ctx, from, failure);
+        }
+        if learned && self.acting {
+            self.welcome_all(ctx);
+        }
+        if self.acting {
+            self.grant(ctx);
+        }
+    }
+
+    /// A holder could not read. Others are tried before anyone is told that it cannot be read.
+    fn failed(&mut self, ctx: &mut Ctx, from: Peer, failure: OriginFailure) {
+        let pause = match &failure {
+            OriginFailure::Throttled { retry_ms } => {
+                let pause = Duration::from_millis(u64::from(retry_ms.unwrap_or(1000)));
+                let pause = pause.min(PAUSE_MAX);
+                self.streams.throttled = true;
+                self.streams.pause_until = self.streams.pause_until.max(ctx.now + pause);
+                pause
+            }
+            OriginFailure::NotFound | OriginFailure::Denied => Duration::from_secs(30),
+            OriginFailure::Failed(_) => Duration::from_millis(500),
+        };
+        let Some(joiner) = self.joiners.get_mut(&from) else {
+            return;
+        };
+        let times = joiner.failure.as_ref().map_or(0, |(_, times, _)| *times) + 1;
+        let again = ctx.now + pause * times.min(8);
+        joiner.failure = Some((failure.clone(), times, again));
+        // Said to all when nobody is left who could read it and nobody has all of it.
+        let closed = |joiner: &Joiner| match &joiner.failure {
+            _ if joiner.upstreams.is_empty() => true,
+            Some((OriginFailure::NotFound | OriginFailure::Denied, ..)) => true,
+            Some((OriginFailure::Failed(_), times, _)) => *times >= REFUSALS,
+            Some((OriginFailure::Throttled { .. }, ..)) | None => false,
+        };
+        if self.held.is_full() || !self.joiners.values().all(closed) {
+            return;
+        }
+        self.failure = Some(failure);
+        self.welcome_all(ctx);
+        // Whoever asks from now on asks anew.
+        self.joiners.clear();
+        self.grants.clear();
+        self.failure = None;
+        self.recount();
+    }
+
+    /// Grants leases while there are streams, ranges and holders for them.
+    fn grant(&mut self, ctx: &mut Ctx) {
+        if !self.acting || ctx.now < self.ready_at {
+            return;
+        }
+        let mut leased = self.held.clone();
+        for grant in self.grants.values() {
+            for chunk in grant.next..grant.lease.end.min(self.chunks) {
+                leased.insert(chunk);
+            }
+        }
+        let unleased = self.chunks - leased.count();
+        self.ask_keeper(ctx, unleased);
+        if ctx.now < self.streams.pause_until {
+            return;
+        }
+        let streams = self.streams_allowed(ctx);
+        let far_end = self.from_far_end(ctx);
+        while (self.grants.len() as u16) < streams {
+            let Some((first, wanted_by)) = self.next_range(&leased, far_end) else {
+                break;
+            };
+            let Some(holder) = self.next_holder(ctx, streams, wanted_by) else {
+                break;
+            };
+            let left = self.chunks - leased.count();
+            // Shrinking to one chunk near the end, so that the last leases end together.
+            let most = (left / (2 * u32::from(streams))).clamp(1, ctx.config.lease_chunks);
+            let limit = (first + most).min(self.chunks);
+            let end = leased.next_set(first).map_or(limit, |next| next.min(limit));
+            let (first, end) = if far_end {
+                let start = (first + 1).saturating_sub(most);
+                let begin = (start..=first)
+                    .rev()
+                    .take_while(|chunk| !leased.contains(*chunk))
+                    .last()
+                    .unwrap_or(first);
+                (begin, first + 1)
+            } else {
+                (first, end)
+            };
+            for chunk in first..end {
+                leased.insert(chunk);
+            }
+            self.numbers += 1;
+            let id = LeaseId {
+                term: self.term,
+                number: self.numbers,
+            };
+            let lease = Lease { id, first, end };
+            let grant = Grant {
+                holder,
+                lease,
+                next: first,
+                bytes: 0,
+                heard: ctx.now,
+                moved: ctx.now,
+            };
+            self.grants.insert(id, grant);
+            ctx.send(
+                holder,
+                Message::Grant {
+                    blob: self.blob,
+                    lease,
+                },
+            );
+        }
+    }
+
+    /// Where views differ two nodes may act: the one that was asked to take over begins at the
+    /// far end, so that the two meet in the middle instead of reading everything twice.
+    fn from_far_end(&self, ctx: &Ctx) -> bool {
+        self.takeover_until > ctx.now && ctx.stewards(&self.blob).first() != Some(&ctx.me)
+    }
+
+    /// The next chunk to be leased, and who waits for it most.
+    fn next_range(&self, leased: &Bitfield, far_end: bool) -> Option<(u32, Option<Peer>)> {
+        for (peer, joiner) in self.joiners.iter().filter(|(_, joiner)| !joiner.silent) {
+            let urgent = joiner
+                .urgent
+                .iter()
+                .copied()
+                .find(|chunk| *chunk < self.chunks && !leased.contains(*chunk));
+            if let Some(chunk) = urgent {
+                return Some((chunk, Some(*peer)));
+            }
+        }
+        let first = leased.next_clear(0)?;
+        if far_end {
+            let last = (first..self.chunks)
+                .rev()
+                .find(|chunk| !leased.contains(*chunk));
+            return last.map(|chunk| (chunk, None));
+        }
+        Some((first, None))
+    }
+
+    /// Who may hold one more lease: the one with the fewest, of those below their cap. Without a
+    /// cap the first joiner would take all of them [sim: 1.34 times the bound, more where it is
+    /// slow].
+    fn next_holder(&self, ctx: &mut Ctx, streams: u16, wanted_by: Option<Peer>) -> Option<Peer> {
+        let able: Vec<(Peer, usize, u32)> = self
+            .joiners
+            .iter()
+            .filter(|(peer, joiner)| {
+                let refused = joiner
+                    .failure
+                    .as_ref()
+                    .is_some_and(|(.., again)| *again > ctx.now);
+                !joiner.upstreams.is_empty() && !joiner.silent && !refused && ctx.is_live(**peer)
+            })
+            .map(|(peer, joiner)| {
+                let active = self
+                    .grants
+                    .values()
+                    .filter(|grant| grant.holder == *peer)
+                    .count();
+                (*peer, active, joiner.completed)
+            })
+            .collect();
+        let share = usize::from(streams).div_ceil(able.len().max(1));
+        let below_cap = |(_, active, completed): &(Peer, usize, u32)| {
+            *active < share.min(2 + *completed as usize)
+        };
+        if let Some(first) = wanted_by
+            && able
+                .iter()
+                .any(|holder| holder.0 == first && below_cap(holder))
+        {
+            return Some(first);
+        }
+        able.into_iter()
+            .filter(below_cap)
+            .map(|(peer, active, _)| (active, ctx.rng.random::<u32>(), peer))
+            .min()
+            .map(|(_, _, peer)| peer)
+    }
+
+    // --- streams ---
+
+    fn ask_keeper(&mut self, ctx: &mut Ctx, unleased: u32) {
+        let wanted = (unleased + self.grants.len() as u32).min(u32::from(ctx.config.streams_max));
+        let wanted = wanted as u16;
+        let idle = wanted == 0;
+        let due = self.streams.ask_at <= ctx.now || self.streams.throttled;
+        let changed = idle != self.streams.idle;
+        if !changed && (idle || !due) {
+            return;
+        }
+        self.streams.idle = idle;
+        let Some(upstream) = self.streams.upstream.clone() else {
+            return;
+        };
+        let ranks = ctx.ranks(keeper::key(&upstream));
+        let Some(keeper) = ranks.first().copied() else {
+            return;
+        };
+        self.streams.ask_at = ctx.now + ASK_INTERVAL;
+        if !idle {
+            self.streams.asked.get_or_insert(ctx.now);
+        }
+        let bytes = std::mem::take(&mut self.streams.bytes);
+        let throttled = std::mem::take(&mut self.streams.throttled);
+        let blob = self.blob;
+        ctx.send(
+            keeper,
+            Message::StreamsWanted {
+                upstream,
+                blob,
+                wanted,
+                bytes,
+                throttled,
+            },
+        );
+    }
+
+    pub(crate) fn streams_granted(&mut self, ctx: &mut Ctx, streams: u16) {
+        self.streams.granted = streams.min(ctx.config.streams_max);
+        self.streams.granted_at = ctx.now;
+        self.streams.asked = None;
+        if self.acting {
+            self.grant(ctx);
+        }
+    }
+
+    fn streams_allowed(&self, ctx: &Ctx) -> u16 {
+        let valid = self.streams.granted_at > Time::ZERO
+            && ctx.now.since(self.streams.granted_at) < ctx.config.streams_expiry;
+        let overdue = self
+            .streams
+            .asked
+            .is_some_and(|asked| ctx.now.since(asked) >= KEEPER_PATIENCE);
+        match (valid, overdue) {
+            (true, false) => self.streams.granted,
+            (true, true) => self.streams.granted.max(1),
+            (false, true) => 1,
+            (false, false) => 0,
+        }
+    }
+}
+
+/// After a change of membership joins of blobs in transfer may still be on their way.
+const RECENT: Duration = Duration::from_secs(3);

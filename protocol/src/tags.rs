@@ -1,0 +1,266 @@
+//! What a tag names.
+//!
+//! A tag cannot be verified by content, so nobody's word alone is taken for it: a node asks the
+//! origin itself, or takes an answer that two nodes give alike. Those two are the best-ranked live
+//! nodes for the tag, so that a mass pull costs the origin two questions and not one for each node.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    ctx::{Ctx, Ranks},
+    directory::Peer,
+    event::Action,
+    message::{Message, TagAnswer, TagFailure, TagKey, TagRecord},
+    time::{Duration, Time},
+};
+
+/// A question of this node's clients.
+struct Question {
+    /// Who was asked and has not answered.
+    waiting: BTreeSet<Peer>,
+    answers: Vec<TagAnswer>,
+    /// When the origin is asked instead.
+    deadline: Time,
+    /// What this node itself knew.
+    known: Option<TagRecord>,
+}
+
+#[derive(Default)]
+pub(crate) struct Tags {
+    questions: BTreeMap<TagKey, Question>,
+    /// Questions to the origin under way, and the peers that wait for the answer.
+    asking: BTreeMap<TagKey, BTreeSet<Peer>>,
+    /// What the origin said lately.
+    fresh: BTreeMap<TagKey, (TagRecord, Time)>,
+}
+
+/// Answers remembered at most; the oldest go first when there are more.
+const FRESH_MAX: usize = 10_000;
+
+/// How many nodes have to give the same answer.
+const SIGNERS: usize = 2;
+
+fn key_hash(key: &TagKey) -> u64 {
+    let text = format!("{}/{}:{}", key.upstream, key.repository, key.tag);
+    let mut first = [0; 8];
+    first.copy_from_slice(&blake3::hash(text.as_bytes()).as_bytes()[..8]);
+    u64::from_be_bytes(first)
+}
+
+impl Tags {
+    pub(crate) fn deadline(&self) -> Time {
+        self.questions
+            .values()
+            .map(|question| question.deadline)
+            .min()
+            .unwrap_or(Time::NEVER)
+    }
+
+    pub(crate) fn tick(&mut self, ctx: &mut Ctx) {
+        let due: Vec<TagKey> = self
+            .questions
+            .iter()
+            .filter(|(_, question)| question.deadline <= ctx.now)
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in due {
+            if let Some(question) = self.questions.get_mut(&key) {
+                question.deadline = Time::NEVER;
+                question.waiting.clear();
+            }
+            self.ask_origin(ctx, key, None);
+        }
+    }
+
+    /// A client of this node asks.
+    pub(crate) fn resolve(
+        &mut self,
+        ctx: &mut Ctx,
+        key: TagKey,
+        known: Option<(TagRecord, Duration)>,
+    ) {
+        if let Some((record, age)) = &known
+            && *age < ctx.config.tag_ttl
+        {
+            let answer = TagAnswer::Fresh(record.clone());
+            ctx.act(Action::TagResolved { key, answer });
+            return;
+        }
+        if self.questions.contains_key(&key) {
+            return;
+        }
+        let ranks: Ranks = ctx
+            .ranks(key_hash(&key))
+            .into_iter()
+            .take(SIGNERS)
+            .collect();
+        let known = known.map(|(record, _)| record);
+        let mut question = Question {
+            waiting: BTreeSet::new(),
+            answers: Vec::new(),
+            deadline: Time::NEVER,
+            known,
+        };
+        if ranks.contains(&ctx.me) || ranks.len() < SIGNERS {
+            self.questions.insert(key.clone(), question);
+            self.ask_origin(ctx, key, None);
+            return;
+        }
+        question.deadline = ctx.now + ctx.config.tag_timeout;
+        for peer in ranks {
+            question.waiting.insert(peer);
+            ctx.send(peer, Message::AskTag { key: key.clone() });
+        }
+        self.questions.insert(key, question);
+    }
+
+    /// A peer asks.
+    pub(crate) fn asked(&mut self, ctx: &mut Ctx, from: Peer, key: TagKey) {
+        if let Some((record, at)) = self.fresh.get(&key)
+            && ctx.now.since(*at) < ctx.config.tag_ttl
+        {
+            let answer = TagAnswer::Fresh(record.clone());
+            ctx.send(from, Message::Tag { key, answer });
+            return;
+        }
+        self.ask_origin(ctx, key, Some(from));
+    }
+
+    fn ask_origin(&mut self, ctx: &mut Ctx, key: TagKey, asker: Option<Peer>) {
+        let under_way = self.asking.contains_key(&key);
+        self.asking.entry(key.clone()).or_default().extend(asker);
+        if !under_way {
+            ctx.act(Action::AskOrigin { key });
+        }
+    }
+
+    /// The origin answered, or could not be asked.
+    pub(crate) fn origin_said(
+        &mut self,
+        ctx: &mut Ctx,
+        key: TagKey,
+        result: Result<TagRecord, TagFailure>,
+        known: Option<TagRecord>,
+    ) {
+        let answer = match (result, known) {
+            (Ok(record), _) => {
+                if self.fresh.len() >= FRESH_MAX {
+                    let ttl = ctx.config.tag_ttl;
+                    self.fresh.retain(|_, (_, at)| ctx.now.since(*at) < ttl);
+                }
+                self.fresh.insert(key.clone(), (record.clone(), ctx.now));
+                TagAnswer::Fresh(record)
+            }
+            (Err(TagFailure::Unreachable(reason)), Some(record)) => {
+                TagAnswer::Stale(record, reason)
+            }
+            (Err(TagFailure::Throttled(_)), Some(record)) => {
+                TagAnswer::Stale(record, "the origin is limiting its clients".to_owned())
+            }
+            (Err(failure), _) => TagAnswer::Failed(failure),
+        };
+        for peer in self.asking.remove(&key).unwrap_or_default() {
+            ctx.send(
+                peer,
+                Message::Tag {
+                    key: key.clone(),
+                    answer: answer.clone(),
+                },
+            );
+        }
+        let Some(question) = self.questions.remove(&key) else {
+            return;
+        };
+        let unsure = matches!(
+            answer,
+            TagAnswer::Failed(TagFailure::Unreachable(_) | TagFailure::Throttled(_))
+        );
+        let answer = if unsure {
+            // This node has neither the origin nor a memory: what others agree on, if anything.
+            agreed(&question.answers)
+                .or_else(|| {
+                    question
+                        .known
+                        .map(|record| TagAnswer::Stale(record, String::new()))
+                })
+                .or_else(|| only_word(ctx, &question.answers))
+                .unwrap_or(answer)
+        } else {
+            answer
+        };
+        ctx.act(Action::TagResolved { key, answer });
+    }
+
+    /// A peer answered.
+    pub(crate) fn answered(&mut self, ctx: &mut Ctx, from: Peer, key: TagKey, answer: TagAnswer) {
+        let Some(question) = self.questions.get_mut(&key) else {
+            return;
+        };
+        if !question.waiting.remove(&from) {
+            return;
+        }
+        question.answers.push(answer);
+        if !question.waiting.is_empty() {
+            return;
+        }
+        let fresh = agreed(&question.answers)
+            .filter(|answer| matches!(answer, TagAnswer::Fresh(_) | TagAnswer::Failed(_)));
+        match fresh {
+            Some(answer) => {
+                self.questions.remove(&key);
+                ctx.act(Action::TagResolved { key, answer });
+            }
+            None => {
+                question.deadline = Time::NEVER;
+                self.ask_origin(ctx, key, None);
+            }
+        }
+    }
+
+    /// A peer cannot be reached: do not wait for its answers.
+    pub(crate) fn gone(&mut self, ctx: &mut Ctx, peer: Peer) {
+        let lost: Vec<TagKey> = self
+            .questions
+            .iter()
+            .filter(|(_, question)| question.waiting.contains(&peer))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in lost {
+            let failure = TagFailure::Unreachable("a member went away".to_owned());
+            self.answered(ctx, peer, key, TagAnswer::Failed(failure));
+        }
+    }
+}
+
+/// What two answers say alike; the less fresh of the two where they differ in that.
+fn agreed(answers: &[TagAnswer]) -> Option<TagAnswer> {
+    for (at, one) in answers.iter().enumerate() {
+        for other in &answers[at + 1..] {
+            match (one, other) {
+                (TagAnswer::Fresh(a), TagAnswer::Fresh(b) | TagAnswer::Stale(b, _))
+                | (TagAnswer::Stale(a, _), TagAnswer::Fresh(b))
+                    if a.digest == b.digest =>
+                {
+                    return Some(one.clone());
+                }
+                (TagAnswer::Stale(a, _), TagAnswer::Stale(b, _)) if a.digest == b.digest => {
+                    return Some(one.clone());
+                }
+                (
+                    TagAnswer::Failed(a @ TagFailure::NotFound(_)),
+                    TagAnswer::Failed(TagFailure::NotFound(_)),
+                ) => return Some(TagAnswer::Failed(a.clone())),
+                _ => {}
+            }
+        }
+    }
+    None
+}
+
+/// In a swarm of two there is only one other node to ask.
+fn only_word(ctx: &Ctx, answers: &[TagAnswer]) -> Option<TagAnswer> {
+    let said = answers
+        .iter()
+        .find(|answer| !matches!(answer, TagAnswer::Failed(_)))?;
+    (ctx.live.len() < SIGNERS).then(|| said.clone())
+}

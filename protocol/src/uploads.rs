@@ -1,0 +1,130 @@
+//! Whom this node serves, and how much: first come, first served.
+//!
+//! No tit-for-tat and no preference for the most deprived: in a cluster of one owner nobody has to
+//! be taught to share, and preferring the deprived makes late joiners slower, not faster.
+
+use std::collections::VecDeque;
+
+use crate::{
+    ctx::Ctx,
+    digest::Digest,
+    directory::Peer,
+    event::Action,
+    link::Ewma,
+    message::Message,
+    time::{Duration, Time},
+};
+use rand::RngExt as _;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Upload {
+    to: Peer,
+    blob: Digest,
+    index: u32,
+}
+
+#[derive(Default)]
+pub(crate) struct Uploads {
+    queue: VecDeque<Upload>,
+    active: Vec<(Upload, Time)>,
+    /// From the start of a send to its end, with as many at once as there were.
+    send_time: Ewma,
+}
+
+/// What a chunk takes to send before anything was measured: 4 MiB at 1 Gbit/s.
+const SEND_TIME_GUESS: Duration = Duration::from_millis(35);
+
+impl Uploads {
+    /// A peer asks for a chunk that this node has.
+    pub(crate) fn request(&mut self, ctx: &mut Ctx, to: Peer, blob: Digest, index: u32) {
+        let upload = Upload { to, blob, index };
+        if self.queue.contains(&upload) || self.active.iter().any(|(other, _)| *other == upload) {
+            return;
+        }
+        if self.queue.len() >= ctx.config.upload_queue {
+            let chunks = ctx.rng.random_range(1.5..7.5);
+            let retry = self
+                .per_chunk(ctx)
+                .mul_f64(chunks)
+                .max(Duration::from_millis(10));
+            let retry_ms = retry.as_millis() as u32;
+            ctx.send(
+                to,
+                Message::Busy {
+                    blob,
+                    index,
+                    retry_ms,
+                },
+            );
+            return;
+        }
+        self.queue.push_back(upload);
+        if self.active.len() >= ctx.config.upload_slots {
+            let delay_ms = self.delay(ctx).as_millis() as u32;
+            ctx.send(
+                to,
+                Message::Queued {
+                    blob,
+                    index,
+                    delay_ms,
+                },
+            );
+        }
+        self.start(ctx);
+    }
+
+    pub(crate) fn sent(&mut self, ctx: &mut Ctx, to: Peer, blob: Digest, index: u32) {
+        let done = Upload { to, blob, index };
+        if let Some(at) = self.active.iter().position(|(upload, _)| *upload == done) {
+            let (_, started) = self.active.swap_remove(at);
+            self.send_time.sample(ctx.now.since(started));
+        }
+        self.start(ctx);
+    }
+
+    pub(crate) fn cancel(&mut self, to: Peer, blob: Digest, index: u32) {
+        self.queue
+            .retain(|upload| *upload != Upload { to, blob, index });
+    }
+
+    /// A peer is gone; what is being sent to it ends by itself.
+    pub(crate) fn peer_gone(&mut self, peer: Peer) {
+        self.queue.retain(|upload| upload.to != peer);
+    }
+
+    /// How long a request that came now would wait.
+    pub(crate) fn delay(&self, ctx: &Ctx) -> Duration {
+        let ahead = (self.queue.len() + self.active.len()) as u32;
+        if ahead < ctx.config.upload_slots as u32 {
+            return Duration::ZERO;
+        }
+        self.per_chunk(ctx) * ahead
+    }
+
+    /// The time from one finished send to the next.
+    fn per_chunk(&self, ctx: &Ctx) -> Duration {
+        let measured = self.send_time.get();
+        let send_time = if measured.is_zero() {
+            SEND_TIME_GUESS
+        } else {
+            measured
+        };
+        send_time / ctx.config.upload_slots as u32
+    }
+
+    fn start(&mut self, ctx: &mut Ctx) {
+        while self.active.len() < ctx.config.upload_slots {
+            let Some(upload) = self.queue.pop_front() else {
+                break;
+            };
+            self.active.push((upload, ctx.now));
+            let Upload { to, blob, index } = upload;
+            ctx.act(Action::SendChunk { to, blob, index });
+        }
+    }
+
+    /// Requests that wait; bounded by [`Config::upload_queue`](crate::config::Config).
+    pub(crate) fn queued(&self) -> usize {
+        self.queue.len()
+    }
+}
