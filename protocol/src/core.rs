@@ -271,6 +271,7 @@ impl Core {
                 self.announce_at = self.announce_at.min(self.ctx.now + ANNOUNCE_SETTLE);
             }
             Event::Evicted { blob } => self.evicted(blob),
+            Event::Abandoned { blob } => self.leave(blob),
             Event::ChunkLost { blob, index } => self.chunk_lost(blob, index),
             Event::ChunkProgress { from, blob, index } => {
                 if let Some(mesh) = self.meshes.get_mut(&blob) {
@@ -719,6 +720,14 @@ impl Core {
     }
 
     fn fail(&mut self, blob: Digest, failure: OriginFailure) {
+        if self.meshes.contains_key(&blob) {
+            self.leave(blob);
+            self.ctx.act(Action::Failed { blob, failure });
+        }
+    }
+
+    /// Ends a pull without the blob.
+    fn leave(&mut self, blob: Digest) {
         let Some(mut mesh) = self.meshes.remove(&blob) else {
             return;
         };
@@ -728,7 +737,10 @@ impl Core {
             mesh.forget(&mut self.ctx, peer);
             self.ctx.send(peer, Message::Part { blob });
         }
-        self.ctx.act(Action::Failed { blob, failure });
+        mesh.cancel_requests(&mut self.ctx);
+        for steward in self.ctx.stewards(&blob) {
+            self.ctx.send(steward, Message::Leave { blob });
+        }
     }
 
     fn offered(

@@ -79,6 +79,11 @@ pub enum Event {
         /// The blob.
         blob: Digest,
     },
+    /// This node cannot store the blob; the pull is over here.
+    Abandoned {
+        /// The blob.
+        blob: Digest,
+    },
     /// A stored chunk was found rotten, or went missing.
     ChunkLost {
         /// The blob.

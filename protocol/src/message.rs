@@ -64,6 +64,8 @@ pub enum OriginFailure {
         /// Retry-After, in milliseconds.
         retry_ms: Option<u32>,
     },
+    /// The origin gives a blob only as a whole: one node has to read it from start to end.
+    NoRanges,
     /// Not reachable, broken off, or nonsense; the text is for people.
     Failed(String),
 }

@@ -65,6 +65,8 @@ pub(crate) struct Steward {
     numbers: u32,
     lost: BTreeMap<u32, Time>,
     streams: Streams,
+    /// The origin gives the blob only as a whole: one lease, to the end.
+    whole: bool,
     /// Set when every joiner that could read the blob has been refused.
     failure: Option<OriginFailure>,
     pub(crate) origin_bytes: u64,
@@ -125,6 +127,7 @@ impl Steward {
                 pause_until: Time::ZERO,
                 idle: true,
             },
+            whole: false,
             failure: None,
             origin_bytes: 0,
         }
@@ -582,6 +585,20 @@ impl Steward {
 
     /// A holder could not read. Others are tried before anyone is told that it cannot be read.
     fn failed(&mut self, ctx: &mut Ctx, from: Peer, failure: OriginFailure) {
+        if failure == OriginFailure::NoRanges {
+            if !std::mem::replace(&mut self.whole, true) {
+                for (id, grant) in std::mem::take(&mut self.grants) {
+                    ctx.send(
+                        grant.holder,
+                        Message::Revoke {
+                            blob: self.blob,
+                            lease: id,
+                        },
+                    );
+                }
+            }
+            return;
+        }
         let pause = match &failure {
             OriginFailure::Throttled { retry_ms } => {
                 let pause = Duration::from_millis(u64::from(retry_ms.unwrap_or(1000)));
@@ -591,7 +608,7 @@ impl Steward {
                 pause
             }
             OriginFailure::NotFound | OriginFailure::Denied => Duration::from_secs(30),
-            OriginFailure::Failed(_) => Duration::from_millis(500),
+            OriginFailure::Failed(_) | OriginFailure::NoRanges => Duration::from_millis(500),
         };
         let Some(joiner) = self.joiners.get_mut(&from) else {
             return;
@@ -604,7 +621,7 @@ impl Steward {
             _ if joiner.upstreams.is_empty() => true,
             Some((OriginFailure::NotFound | OriginFailure::Denied, ..)) => true,
             Some((OriginFailure::Failed(_), times, _)) => *times >= REFUSALS,
-            Some((OriginFailure::Throttled { .. }, ..)) | None => false,
+            Some((OriginFailure::Throttled { .. } | OriginFailure::NoRanges, ..)) | None => false,
         };
         if self.held.is_full() || !self.joiners.values().all(closed) {
             return;
@@ -634,8 +651,11 @@ impl Steward {
         if ctx.now < self.streams.pause_until {
             return;
         }
-        let streams = self.streams_allowed(ctx);
-        let far_end = self.from_far_end(ctx);
+        let mut streams = self.streams_allowed(ctx);
+        if self.whole {
+            streams = streams.min(1);
+        }
+        let far_end = self.from_far_end(ctx) && !self.whole;
         while (self.grants.len() as u16) < streams {
             let Some((first, wanted_by)) = self.next_range(&leased, far_end) else {
                 break;
@@ -656,6 +676,8 @@ impl Steward {
                     .last()
                     .unwrap_or(first);
                 (begin, first + 1)
+            } else if self.whole {
+                (leased.next_clear(0).unwrap_or(first), self.chunks)
             } else {
                 (first, end)
             };

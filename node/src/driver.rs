@@ -1,0 +1,654 @@
+//! The one loop that turns facts into events of the exchange, and its actions into effects.
+//!
+//! Everything that happens comes in through one bounded queue of facts, one of network events and
+//! one of readers' demands. Nothing in the loop waits: what takes time runs in tasks that report
+//! back as facts.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use ed25519_dalek::SigningKey;
+use shoal_protocol::{
+    attest::Attestation,
+    chunk::Bitfield,
+    core::Core,
+    digest::Digest,
+    directory::{Directory, NodeId, Peer},
+    event::{Action, Event},
+    message::{BlobKind, Hint, LeaseId, Message, OriginFailure, TagAnswer, TagKey, TagRecord},
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use crate::{
+    clock::{Clock, unix_seconds},
+    content::PullError,
+    metrics::Metrics,
+    network::{Network, NetworkEvent},
+    origin::Origins,
+    stats::{BanStats, BlobStats, LeaseStats, NodeStats, StoreStats},
+    store::{Blob, BlobState, DemandEvent, Store, StoreError, Verdict},
+};
+
+mod blame;
+mod chunks;
+mod origin_reads;
+
+/// Facts that wait for the loop; tasks that have more wait for room.
+pub(crate) const FACTS_MAX: usize = 1024;
+
+/// How often evictions are collected and gauges brought up to date.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// Blobs that a node's statistics list, those in transfer first: keeps the answer well below the
+/// largest control message.
+const STATS_BLOBS_MAX: usize = 1000;
+
+/// What the rest of the node asks of the loop, and what tasks report to it.
+pub(crate) enum Fact {
+    /// Someone wants this blob; the answer comes when it can be stored and read.
+    WantBlob { blob: Digest, kind: BlobKind, size: Option<u64>, hint: Hint, reply: BlobReply },
+    /// Someone wants to know what a tag names.
+    WantTag { key: TagKey, reply: oneshot::Sender<TagAnswer> },
+    /// Someone wants this node's statistics.
+    WantStats { reply: oneshot::Sender<NodeStats> },
+    /// Someone wants a peer's statistics.
+    WantPeerStats { peer: Peer, reply: oneshot::Sender<Bytes> },
+    /// Someone wants to know who the members are.
+    WantMembers { reply: oneshot::Sender<Vec<Peer>> },
+    /// The store has opened a blob, or cannot.
+    Opened { blob: Digest, kind: BlobKind, hint: Option<Hint>, result: Result<Arc<Blob>, StoreError> },
+    /// Something for the exchange.
+    Event(Event),
+    /// This node cannot store what it reads.
+    StoreFailed { blob: Digest, error: StoreError },
+    /// The digest of the whole was computed.
+    Verdict { blob: Digest, verdict: Verdict },
+    /// Chunks were dropped; these are the attestations of those that contradicted.
+    Dropped { blob: Digest, have: Bitfield, evidence: Vec<(u32, Attestation)> },
+    /// The origin was asked about a tag.
+    TagAsked { key: TagKey, result: Result<Digest, crate::origin::OriginError> },
+}
+
+type BlobReply = oneshot::Sender<Result<Arc<Blob>, PullError>>;
+
+/// Bytes of a blob by where they came from, since the daemon started.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) from_origin: u64,
+    pub(crate) from_peers: u64,
+}
+
+/// Tallies of all blobs, shared with those who report on pulls.
+#[derive(Clone, Default)]
+pub(crate) struct Tallies(Arc<Mutex<HashMap<Digest, Tally>>>);
+
+impl Tallies {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Tally>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn get(&self, blob: &Digest) -> Tally {
+        self.lock().get(blob).copied().unwrap_or_default()
+    }
+
+    fn add_origin(&self, blob: Digest, bytes: u64) {
+        self.lock().entry(blob).or_default().from_origin += bytes;
+    }
+
+    fn add_peers(&self, blob: Digest, bytes: u64) {
+        self.lock().entry(blob).or_default().from_peers += bytes;
+    }
+
+    fn forget(&self, blob: &Digest) {
+        self.lock().remove(blob);
+    }
+}
+
+/// What the loop and its tasks share.
+pub(crate) struct Parts {
+    pub(crate) clock: Clock,
+    pub(crate) directory: Directory,
+    pub(crate) network: Network,
+    pub(crate) store: Store,
+    pub(crate) origins: Origins,
+    pub(crate) key: SigningKey,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) tallies: Tallies,
+    pub(crate) facts: mpsc::Sender<Fact>,
+}
+
+/// A blob that this node is fetching.
+struct Fetch {
+    kind: BlobKind,
+    /// Set once the blob can be stored; tasks that read from the origin wait for it.
+    blob: watch::Sender<Option<Arc<Blob>>>,
+    /// Who waits to read it.
+    waiting: Vec<BlobReply>,
+    /// The whole did not have its digest; nobody reads before it is known which chunks lied.
+    suspect: bool,
+    verify: Option<AbortOnDropHandle<()>>,
+}
+
+impl Fetch {
+    fn new(kind: BlobKind) -> Self {
+        Self {
+            kind,
+            blob: watch::Sender::new(None),
+            waiting: Vec::new(),
+            suspect: false,
+            verify: None,
+        }
+    }
+
+    /// Lets in those who wait, where there is something to read.
+    fn admit(&mut self) {
+        let Some(blob) = self.blob.borrow().clone() else { return };
+        if !self.suspect {
+            for reply in self.waiting.drain(..) {
+                // Whoever asked may be gone; the fetch goes on for the others.
+                let _ = reply.send(Ok(Arc::clone(&blob)));
+            }
+        }
+    }
+}
+
+pub(crate) struct Driver {
+    parts: Arc<Parts>,
+    core: Core,
+    actions: Vec<Action>,
+    fetches: BTreeMap<Digest, Fetch>,
+    reads: BTreeMap<(Digest, LeaseId), AbortOnDropHandle<()>>,
+    tags: BTreeMap<TagKey, Vec<oneshot::Sender<TagAnswer>>>,
+    stats: BTreeMap<u64, oneshot::Sender<Bytes>>,
+    /// Attestations of chunks that an audit made us drop: lies, if the blob turns out right.
+    evidence: BTreeMap<Digest, Vec<(u32, Attestation)>>,
+    bans: Vec<BanStats>,
+    members_down: u64,
+}
+
+impl Driver {
+    pub(crate) fn new(parts: Arc<Parts>, core: Core) -> Self {
+        Self {
+            parts,
+            core,
+            actions: Vec::new(),
+            fetches: BTreeMap::new(),
+            reads: BTreeMap::new(),
+            tags: BTreeMap::new(),
+            stats: BTreeMap::new(),
+            evidence: BTreeMap::new(),
+            bans: Vec::new(),
+            members_down: 0,
+        }
+    }
+
+    /// Runs until `shutdown`.
+    pub(crate) async fn run(
+        mut self,
+        mut facts: mpsc::Receiver<Fact>,
+        mut network: mpsc::Receiver<NetworkEvent>,
+        mut demands: mpsc::Receiver<DemandEvent>,
+        shutdown: CancellationToken,
+    ) {
+        for (blob, kind, size) in self.parts.store.complete() {
+            self.event(Event::Held { blob, kind, size });
+        }
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        loop {
+            let wake = self.parts.clock.instant_of(self.core.deadline());
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                Some(fact) = facts.recv() => self.fact(fact),
+                Some(event) = network.recv() => self.network(event),
+                Some(demand) = demands.recv() => self.demand(demand),
+                _ = housekeeping.tick() => self.keep_house(),
+                () = tokio::time::sleep_until(wake.into()) => self.event(Event::Tick),
+            }
+        }
+    }
+
+    /// Lets the exchange take in an event, and carries out what it asks for.
+    fn event(&mut self, event: Event) {
+        let mut actions = std::mem::take(&mut self.actions);
+        self.core.handle(self.parts.clock.now(), event, &mut actions);
+        for action in actions.drain(..) {
+            self.act(action);
+        }
+        self.actions = actions;
+        #[cfg(debug_assertions)]
+        if let Err(broken) = self.core.check() {
+            tracing::error!("{broken}");
+        }
+    }
+
+    // --- facts ---
+
+    fn fact(&mut self, fact: Fact) {
+        match fact {
+            Fact::WantBlob { blob, kind, size, hint, reply } => {
+                self.want_blob(blob, kind, size, hint, reply);
+            }
+            Fact::WantTag { key, reply } => {
+                let known = self.parts.store.tag(&key).map(|record| {
+                    let age = unix_seconds().saturating_sub(record.asked_at);
+                    (record, age)
+                });
+                self.tags.entry(key.clone()).or_default().push(reply);
+                self.event(Event::ResolveTag { key, known });
+            }
+            Fact::WantStats { reply } => {
+                let _ = reply.send(self.node_stats());
+            }
+            Fact::WantPeerStats { peer, reply } => {
+                self.stats.retain(|_, waiting| !waiting.is_closed());
+                let id = self.core.random();
+                self.stats.insert(id, reply);
+                self.parts.network.send(peer, Message::AskStats { id });
+            }
+            Fact::WantMembers { reply } => {
+                let _ = reply.send(self.core.members());
+            }
+            Fact::Opened { blob, kind, hint, result } => self.opened(blob, kind, hint, result),
+            Fact::Event(event) => {
+                match &event {
+                    Event::ChunkStored { from, blob, len, .. } => {
+                        self.parts.metrics.chunks_stored.increment();
+                        if from.is_some() {
+                            self.parts.metrics.bytes_from_peers.add(u64::from(*len));
+                            self.parts.tallies.add_peers(*blob, u64::from(*len));
+                        }
+                    }
+                    Event::ChunkRejected { .. } => self.parts.metrics.chunks_rejected.increment(),
+                    Event::OriginEnded { blob, lease, .. } => {
+                        self.reads.remove(&(*blob, *lease));
+                    }
+                    _ => {}
+                }
+                self.event(event);
+            }
+            Fact::StoreFailed { blob, error } => self.store_failed(blob, &error),
+            Fact::Verdict { blob, verdict } => self.verdict(blob, verdict),
+            Fact::Dropped { blob, have, evidence } => {
+                self.evidence.entry(blob).or_default().extend(evidence);
+                if let Some(fetch) = self.fetches.get_mut(&blob) {
+                    fetch.suspect = false;
+                    fetch.admit();
+                }
+                self.start_verification(blob);
+                self.event(Event::Dropped { blob, have });
+            }
+            Fact::TagAsked { key, result } => {
+                let result = match result {
+                    Ok(digest) => {
+                        let asked_by = NodeId(self.parts.key.verifying_key().to_bytes());
+                        let record = TagRecord { digest, asked_at: unix_seconds(), asked_by };
+                        self.remember_tag(&key, &record);
+                        Ok(record)
+                    }
+                    Err(error) => {
+                        tracing::info!("{error}");
+                        Err((&error).into())
+                    }
+                };
+                let known = self.parts.store.tag(&key);
+                self.event(Event::TagAsked { key, result, known });
+            }
+        }
+    }
+
+    fn network(&mut self, event: NetworkEvent) {
+        match event {
+            NetworkEvent::Connected(peer) => self.event(Event::Connected(peer)),
+            NetworkEvent::Disconnected(peer) => self.event(Event::Disconnected(peer)),
+            NetworkEvent::Unreachable(peer) => self.event(Event::Unreachable(peer)),
+            NetworkEvent::DialFailed(address, reason) => {
+                tracing::debug!("cannot connect to {address}: {reason}");
+            }
+            NetworkEvent::Message { from, message: Message::AskStats { id } } => {
+                let json = serde_json::to_vec(&self.node_stats()).unwrap_or_default();
+                self.parts.network.send(from, Message::Stats { id, json: json.into() });
+            }
+            NetworkEvent::Message { message: Message::Stats { id, json }, .. } => {
+                if let Some(reply) = self.stats.remove(&id) {
+                    let _ = reply.send(json);
+                }
+            }
+            NetworkEvent::Message { from, message } => {
+                self.event(Event::Message { from, message });
+            }
+            NetworkEvent::Chunk { from, header, bytes } => self.receive(from, header, bytes),
+            NetworkEvent::ChunkProgress { from, blob, index, .. } => {
+                self.event(Event::ChunkProgress { from, blob, index });
+            }
+        }
+    }
+
+    fn demand(&mut self, demand: DemandEvent) {
+        self.event(match demand {
+            DemandEvent::At { blob, reader, chunk, end_chunk } => {
+                Event::Reading { blob, reader, first: chunk, end: end_chunk }
+            }
+            DemandEvent::Gone { blob, reader } => Event::ReaderGone { blob, reader },
+        });
+    }
+
+    // --- pulls ---
+
+    fn want_blob(
+        &mut self,
+        blob: Digest,
+        kind: BlobKind,
+        size: Option<u64>,
+        hint: Hint,
+        reply: BlobReply,
+    ) {
+        if let Some(fetch) = self.fetches.get_mut(&blob) {
+            fetch.waiting.push(reply);
+            fetch.admit();
+            // One more hint.
+            self.event(Event::Pull { blob, kind, size, have: None, hint });
+            return;
+        }
+        let mut fetch = Fetch::new(kind);
+        fetch.waiting.push(reply);
+        self.fetches.insert(blob, fetch);
+        self.open(blob, kind, size, Some(hint));
+    }
+
+    /// Opens what is stored of a blob, or makes room for it where its size is known.
+    fn open(&self, blob: Digest, kind: BlobKind, size: Option<u64>, hint: Option<Hint>) {
+        let parts = Arc::clone(&self.parts);
+        tokio::task::spawn_blocking(move || {
+            let result = match (parts.store.get(&blob), size) {
+                (Some(stored), _) => Ok(stored),
+                (None, Some(size)) => parts.store.begin(blob, kind, size),
+                (None, None) => {
+                    // Nothing is known of it but its digest; its size comes with the first answer.
+                    let Some(hint) = hint else { return };
+                    let event = Event::Pull { blob, kind, size: None, have: None, hint };
+                    let _ = parts.facts.blocking_send(Fact::Event(event));
+                    return;
+                }
+            };
+            let _ = parts.facts.blocking_send(Fact::Opened { blob, kind, hint, result });
+        });
+    }
+
+    fn opened(
+        &mut self,
+        blob: Digest,
+        kind: BlobKind,
+        hint: Option<Hint>,
+        result: Result<Arc<Blob>, StoreError>,
+    ) {
+        let stored = match result {
+            Ok(stored) => stored,
+            Err(error) => return self.store_failed(blob, &error),
+        };
+        let Some(fetch) = self.fetches.get_mut(&blob) else { return };
+        let (size, have) = (stored.size(), stored.have());
+        let complete = stored.state() == BlobState::Complete;
+        fetch.blob.send_replace(Some(stored));
+        fetch.admit();
+        if complete {
+            self.fetches.remove(&blob);
+            self.event(Event::Held { blob, kind, size });
+            return;
+        }
+        self.start_verification(blob);
+        if let Some(hint) = hint {
+            let size = Some(size);
+            self.event(Event::Pull { blob, kind, size, have: Some(have), hint });
+        }
+    }
+
+    fn start_verification(&mut self, blob: Digest) {
+        let Some(fetch) = self.fetches.get_mut(&blob) else { return };
+        let Some(stored) = fetch.blob.borrow().clone() else { return };
+        let parts = Arc::clone(&self.parts);
+        fetch.verify = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            let verdict = stored.verify().await;
+            let _ = parts.facts.send(Fact::Verdict { blob, verdict }).await;
+        })));
+    }
+
+    fn verdict(&mut self, blob: Digest, verdict: Verdict) {
+        match verdict {
+            Verdict::Matches => {
+                self.parts.metrics.blobs_completed.increment();
+                let Some(fetch) = self.fetches.remove(&blob) else { return };
+                self.event(Event::Verified { blob });
+                let stored = fetch.blob.borrow().clone();
+                if let (Some(stored), Some(evidence)) = (stored, self.evidence.remove(&blob)) {
+                    self.judge(&stored, &evidence);
+                }
+            }
+            Verdict::Differs => {
+                self.parts.metrics.blobs_mismatched.increment();
+                let Some(fetch) = self.fetches.get_mut(&blob) else { return };
+                fetch.suspect = true;
+                let Some(stored) = fetch.blob.borrow().clone() else { return };
+                tracing::warn!(
+                    "{blob}: all chunks are here and the whole does not have its digest; \
+                     asking for an audit"
+                );
+                stored.fail(PullError::Corrupt(format!(
+                    "{blob} does not have its digest; pull again"
+                )));
+                self.event(Event::Mismatched { blob, signers: stored.signers() });
+            }
+        }
+    }
+
+    /// The pull is over without the blob.
+    fn failed(&mut self, blob: Digest, error: &PullError) {
+        tracing::warn!("{blob}: {error}");
+        let Some(fetch) = self.fetches.remove(&blob) else { return };
+        if let Some(stored) = fetch.blob.borrow().as_ref() {
+            stored.fail(error.clone());
+        }
+        for reply in fetch.waiting {
+            let _ = reply.send(Err(error.clone()));
+        }
+    }
+
+    fn store_failed(&mut self, blob: Digest, error: &StoreError) {
+        let error = PullError::Unavailable(format!("cannot store {blob}: {error}"));
+        self.failed(blob, &error);
+        self.reads.retain(|(read, _), _| *read != blob);
+        self.event(Event::Abandoned { blob });
+    }
+
+    // --- actions ---
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Send { to, message } => self.parts.network.send(to, message),
+            Action::SendChunk { to, blob, index } => self.send_chunk(to, blob, index),
+            Action::Expect { from, blob, index } => self.parts.network.expect(from, blob, index),
+            Action::Unexpect { from, blob, index } => {
+                self.parts.network.unexpect(from, blob, index);
+            }
+            Action::ReadOrigin { blob, kind, lease, hints } => {
+                self.read_origin(blob, kind, lease, hints);
+            }
+            Action::StopOrigin { blob, lease } => {
+                self.reads.remove(&(blob, lease));
+            }
+            Action::Sized { blob, kind, size } => {
+                if self.fetches.get(&blob).is_some_and(|fetch| fetch.blob.borrow().is_none()) {
+                    self.open(blob, kind, Some(size), None);
+                }
+            }
+            Action::Failed { blob, failure } => {
+                self.reads.retain(|(read, _), _| *read != blob);
+                let error = pull_error(&blob, failure);
+                self.failed(blob, &error);
+            }
+            Action::DropForeign { blob } => self.drop_foreign(blob),
+            Action::DropDiffering { blob, hashes } => self.drop_differing(blob, hashes),
+            Action::SendHashes { to, blob } => self.send_hashes(to, blob),
+            Action::CheckChunk { blob, index } => self.check_chunk(blob, index),
+            Action::CheckProof { blob, index, attestation } => {
+                self.check_proof(blob, index, attestation);
+            }
+            Action::AskOrigin { key } => {
+                let parts = Arc::clone(&self.parts);
+                tokio::spawn(async move {
+                    let hint = Hint {
+                        upstream: key.upstream.clone(),
+                        repository: key.repository.clone(),
+                    };
+                    let result = parts.origins.resolve_tag(&hint, &key.tag).await;
+                    let _ = parts.facts.send(Fact::TagAsked { key, result }).await;
+                });
+            }
+            Action::TagResolved { key, answer } => {
+                if let TagAnswer::Fresh(record) = &answer {
+                    self.remember_tag(&key, record);
+                }
+                for reply in self.tags.remove(&key).unwrap_or_default() {
+                    let _ = reply.send(answer.clone());
+                }
+            }
+            Action::Ban { peer, blob } => self.ban(peer, blob),
+            Action::MemberUp(peer) => {
+                let record = self.parts.directory.record(peer);
+                tracing::info!("node {:?} at {:?} is up", record.id, record.addresses);
+            }
+            Action::MemberDown(peer) => {
+                self.members_down += 1;
+                tracing::info!("node {:?} is down", self.parts.directory.id(peer));
+            }
+            Action::Note(note) => tracing::info!("{note}"),
+        }
+    }
+
+    fn remember_tag(&self, key: &TagKey, record: &TagRecord) {
+        if self.parts.store.tag(key).is_some_and(|known| known.asked_at >= record.asked_at) {
+            return;
+        }
+        if let Err(error) = self.parts.store.put_tag(key, record) {
+            tracing::warn!("cannot remember what {}:{} names: {error}", key.repository, key.tag);
+        }
+    }
+
+    // --- reports ---
+
+    fn keep_house(&mut self) {
+        for blob in self.parts.store.evictions() {
+            self.parts.metrics.blobs_evicted.increment();
+            self.parts.tallies.forget(&blob);
+            self.event(Event::Evicted { blob });
+        }
+        let metrics = &self.parts.metrics;
+        metrics.sample(self.parts.clock.now());
+        metrics.pulls_active.set(self.fetches.len() as u64);
+        metrics.origin_streams.set(self.reads.len() as u64);
+        metrics.leases_held.set(self.core.leases().len() as u64);
+        metrics.blobs_stewarded.set(self.core.stewarding().len() as u64);
+        metrics.members_alive.set(self.core.members().len() as u64);
+        let connections = self.parts.network.connections();
+        metrics.connections.set((connections.control + connections.bulk) as u64);
+        if let Ok(usage) = self.parts.store.usage() {
+            metrics.store_bytes.set(usage.bytes_used);
+            metrics.store_blobs.set(usage.blobs as u64);
+        }
+    }
+
+    fn node_stats(&self) -> NodeStats {
+        let parts = &self.parts;
+        let me = NodeId(parts.key.verifying_key().to_bytes());
+        let connections = parts.network.connections();
+        let addresses = parts
+            .directory
+            .lookup(&me)
+            .map(|peer| parts.directory.record(peer).addresses.clone())
+            .unwrap_or_default();
+        let usage = parts.store.usage().ok();
+        NodeStats {
+            id: hex::encode(me.0),
+            addresses: addresses.iter().map(ToString::to_string).collect(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: parts.clock.now().as_secs_f64() as u64,
+            bytes: parts.metrics.bytes(),
+            rates: parts.metrics.rates(parts.clock.now()),
+            blobs: self.blob_stats(),
+            pulls_active: self.fetches.len() as u64,
+            leases: self
+                .core
+                .leases()
+                .into_iter()
+                .map(|(blob, first, end)| LeaseStats { blob: blob.to_string(), first, end })
+                .collect(),
+            stewarding: self.core.stewarding().iter().map(ToString::to_string).collect(),
+            bans: self.bans.clone(),
+            store: StoreStats {
+                used_bytes: usage.as_ref().map_or(0, |usage| usage.bytes_used),
+                quota_bytes: usage.as_ref().and_then(|usage| usage.quota),
+                free_bytes: usage.as_ref().map_or(0, |usage| usage.free),
+            },
+            connections: (connections.control + connections.bulk) as u64,
+            members_alive: self.core.members().len() as u64,
+            members_down: self.members_down,
+            origin_streams: self.reads.len() as u64,
+        }
+    }
+
+    fn blob_stats(&self) -> Vec<BlobStats> {
+        let stat = |digest: Digest, kind, size, have_bytes, complete| {
+            let tally = self.parts.tallies.get(&digest);
+            BlobStats {
+                digest: digest.to_string(),
+                kind: match kind {
+                    BlobKind::Manifest => "manifest".to_owned(),
+                    BlobKind::Blob => "blob".to_owned(),
+                },
+                size,
+                have_bytes,
+                complete,
+                from_origin: tally.from_origin,
+                from_peers: tally.from_peers,
+            }
+        };
+        let fetching = self.fetches.iter().map(|(digest, fetch)| {
+            let blob = fetch.blob.borrow().clone();
+            let (size, have) = blob.map_or((0, 0), |blob| {
+                let geometry = blob.geometry();
+                let have = blob.have();
+                (blob.size(), have.iter().map(|index| u64::from(geometry.len(index))).sum())
+            });
+            stat(*digest, fetch.kind, size, have, false)
+        });
+        let complete = self.parts.store.complete().into_iter();
+        let complete = complete
+            .filter(|(digest, ..)| !self.fetches.contains_key(digest))
+            .map(|(digest, kind, size)| stat(digest, kind, size, size, true));
+        fetching.chain(complete).take(STATS_BLOBS_MAX).collect()
+    }
+}
+
+/// What a client is told when the exchange gives up.
+fn pull_error(blob: &Digest, failure: OriginFailure) -> PullError {
+    match failure {
+        OriginFailure::NotFound => {
+            PullError::NotFound(format!("the origin does not have {blob}"))
+        }
+        OriginFailure::Denied => {
+            PullError::Denied(format!("the origin refuses this cluster's credentials for {blob}"))
+        }
+        OriginFailure::Throttled { retry_ms } => PullError::Throttled {
+            reason: "the origin is limiting its clients".to_owned(),
+            retry_after: retry_ms.map(|ms| Duration::from_millis(ms.into())),
+        },
+        OriginFailure::NoRanges => {
+            PullError::Unavailable(format!("the origin cannot give parts of {blob}"))
+        }
+        OriginFailure::Failed(reason) => PullError::Unavailable(reason),
+    }
+}

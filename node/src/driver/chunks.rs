@@ -1,0 +1,112 @@
+//! Chunks from peers and to peers.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use shoal_protocol::{
+    attest::Attestation, digest::Digest, directory::Peer, event::Event, message::ChunkHeader,
+};
+use tokio::task::spawn_blocking;
+
+use super::{Driver, Fact, Parts};
+use crate::store::{Blob, BlobState, StoreError};
+
+impl Driver {
+    /// Checks a chunk that came in and stores it, on a blocking thread.
+    pub(super) fn receive(&self, from: Peer, header: ChunkHeader, bytes: Bytes) {
+        let ChunkHeader { blob, index, attestation, .. } = header;
+        let stored = self.fetches.get(&blob).and_then(|fetch| fetch.blob.borrow().clone());
+        let parts = Arc::clone(&self.parts);
+        let banned = parts
+            .directory
+            .lookup(&attestation.signer)
+            .is_none_or(|signer| self.core.banned().contains(&signer));
+        tokio::spawn(async move {
+            let Some(stored) = stored else {
+                // The pull has ended meanwhile.
+                let event = Event::ChunkRejected { from, blob, index, corrupt: false };
+                let _ = parts.facts.send(Fact::Event(event)).await;
+                return;
+            };
+            let outcome = spawn_blocking(move || {
+                if banned || !is_good(&stored, index, &attestation, &bytes) {
+                    return Ok(false);
+                }
+                stored.write_chunk(index, &bytes, &attestation).map(|_| true)
+            });
+            let fact = match outcome.await {
+                Ok(Ok(true)) => Fact::Event(Event::ChunkStored {
+                    from: Some(from),
+                    blob,
+                    index,
+                    len: attestation.len,
+                }),
+                Ok(Ok(false)) => {
+                    tracing::warn!(
+                        "chunk {index} of {blob} from node {:?} is not what its signer vouches for",
+                        parts.directory.id(from)
+                    );
+                    Fact::Event(Event::ChunkRejected { from, blob, index, corrupt: true })
+                }
+                Ok(Err(error)) => Fact::StoreFailed { blob, error },
+                // The runtime is going down.
+                Err(_) => return,
+            };
+            let _ = parts.facts.send(fact).await;
+        });
+    }
+
+    /// Reads a chunk from the store and sends it.
+    pub(super) fn send_chunk(&self, to: Peer, blob: Digest, index: u32) {
+        let parts = Arc::clone(&self.parts);
+        tokio::spawn(async move {
+            if let Err(reason) = send(&parts, to, blob, index).await {
+                let to = parts.directory.id(to);
+                tracing::debug!("chunk {index} of {blob} was not sent to node {to:?}: {reason}");
+            }
+            let _ = parts.facts.send(Fact::Event(Event::ChunkSent { to, blob, index })).await;
+        });
+    }
+
+    /// A receiver says that this chunk came wrong: is it wrong here?
+    pub(super) fn check_chunk(&self, blob: Digest, index: u32) {
+        let parts = Arc::clone(&self.parts);
+        spawn_blocking(move || {
+            let Some(stored) = parts.store.get(&blob) else { return };
+            if matches!(stored.check_chunk(index), Ok(false)) {
+                let _ = parts.facts.blocking_send(Fact::Event(Event::ChunkLost { blob, index }));
+            }
+        });
+    }
+}
+
+fn is_good(blob: &Blob, index: u32, attestation: &Attestation, bytes: &Bytes) -> bool {
+    attestation.len == blob.geometry().len(index)
+        && attestation.covers(bytes)
+        && attestation.is_signed_for(&blob.digest(), index)
+}
+
+async fn send(parts: &Arc<Parts>, to: Peer, blob: Digest, index: u32) -> Result<(), String> {
+    let reader = Arc::clone(parts);
+    let read = spawn_blocking(move || -> Result<_, StoreError> {
+        let Some(stored) = reader.store.get(&blob) else { return Ok(None) };
+        let (bytes, attestation) = stored.read_chunk(index)?;
+        // A verified blob is the node's own word, whoever read it from the origin.
+        let attestation = if stored.state() == BlobState::Complete {
+            Attestation::sign(&reader.key, &blob, index, attestation.hash, attestation.len)
+        } else {
+            attestation
+        };
+        Ok(Some((ChunkHeader { blob, index, size: stored.size(), attestation }, bytes)))
+    });
+    let (header, bytes) = match read.await {
+        Ok(Ok(Some(chunk))) => chunk,
+        Ok(Ok(None)) => return Err("the blob is gone".to_owned()),
+        Ok(Err(error)) => return Err(error.to_string()),
+        Err(error) => return Err(error.to_string()),
+    };
+    let len = bytes.len() as u64;
+    parts.network.send_chunk(to, header, bytes).await.map_err(|error| error.to_string())?;
+    parts.metrics.bytes_uploaded.add(len);
+    Ok(())
+}

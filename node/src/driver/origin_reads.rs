@@ -1,0 +1,349 @@
+//! Reading a leased range from the origin.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt as _;
+use shoal_protocol::{
+    attest::Attestation,
+    chunk::{ChunkHash, Geometry},
+    digest::Digest,
+    event::Event,
+    limits::CHUNK_BYTES,
+    message::{BlobKind, Hint, Lease, OriginFailure},
+};
+use tokio::{sync::watch, task::spawn_blocking};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{Driver, Fact, Parts};
+use crate::{
+    clock,
+    metrics::OriginOutcome,
+    origin::{OriginBody, OriginError},
+    store::{Blob, StoreError},
+};
+
+/// Bytes that are gathered before they are written: fewer, larger writes, and a client that reads
+/// along still waits for no more than this.
+const GATHER_BYTES: usize = 256 << 10;
+
+/// Progress is reported no more often than this.
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+
+/// Why a read under a lease ended.
+enum End {
+    Origin(OriginFailure),
+    Store(StoreError),
+    /// The daemon is stopping, or the pull is over.
+    Gone,
+}
+
+impl Driver {
+    /// Starts to read; aborted by dropping the handle that is kept for the lease.
+    pub(super) fn read_origin(
+        &mut self,
+        blob: Digest,
+        kind: BlobKind,
+        lease: Lease,
+        hints: Vec<Hint>,
+    ) {
+        let Some(fetch) = self.fetches.get(&blob) else { return };
+        let read = Read {
+            parts: Arc::clone(&self.parts),
+            slot: fetch.blob.subscribe(),
+            blob,
+            kind,
+            lease,
+        };
+        let task = tokio::spawn(async move {
+            let (parts, blob) = (Arc::clone(&read.parts), read.blob);
+            let failure = match read.run(&hints).await {
+                Ok(()) => None,
+                Err(End::Origin(failure)) => Some(failure),
+                Err(End::Store(error)) => {
+                    let _ = parts.facts.send(Fact::StoreFailed { blob, error }).await;
+                    return;
+                }
+                Err(End::Gone) => return,
+            };
+            let event = Event::OriginEnded { blob, lease: lease.id, failure };
+            let _ = parts.facts.send(Fact::Event(event)).await;
+        });
+        self.reads.insert((blob, lease.id), AbortOnDropHandle::new(task));
+    }
+}
+
+struct Read {
+    parts: Arc<Parts>,
+    slot: watch::Receiver<Option<Arc<Blob>>>,
+    blob: Digest,
+    kind: BlobKind,
+    lease: Lease,
+}
+
+impl Read {
+    async fn run(mut self, hints: &[Hint]) -> Result<(), End> {
+        let mut last = OriginFailure::NotFound;
+        for hint in hints {
+            match self.open(hint).await {
+                Ok(body) => {
+                    let outcome = self.take(body).await;
+                    self.count(outcome.as_ref().err());
+                    return outcome;
+                }
+                Err(error) => {
+                    tracing::info!("{error}");
+                    self.parts.metrics.origin_request(outcome_of(&error));
+                    last = OriginFailure::from(&error);
+                    if !matches!(last, OriginFailure::NotFound | OriginFailure::Denied) {
+                        break;
+                    }
+                }
+            }
+        }
+        Err(End::Origin(last))
+    }
+
+    fn count(&self, end: Option<&End>) {
+        let outcome = match end {
+            None => OriginOutcome::Ok,
+            Some(End::Origin(_)) => OriginOutcome::Cut,
+            Some(End::Store(_) | End::Gone) => return,
+        };
+        self.parts.metrics.origin_request(outcome);
+    }
+
+    async fn open(&self, hint: &Hint) -> Result<OriginBody, OriginError> {
+        let start = u64::from(self.lease.first) * CHUNK_BYTES;
+        let stored = self.slot.borrow().clone();
+        let end = match (self.kind, stored) {
+            (BlobKind::Manifest, _) => None,
+            (BlobKind::Blob, None) => Some(u64::from(self.lease.end) * CHUNK_BYTES),
+            (BlobKind::Blob, Some(stored)) => {
+                // The whole of a blob needs no range, and some origins know none.
+                let end = stored.geometry().range(self.lease.end.saturating_sub(1)).end;
+                (start > 0 || end < stored.size()).then_some(end)
+            }
+        };
+        self.parts.origins.read(&self.blob, self.kind, hint, start, end).await
+    }
+
+    /// Cuts the body into chunks; writes, signs and reports them.
+    async fn take(&mut self, body: OriginBody) -> Result<(), End> {
+        let OriginBody { start, size, mut stream } = body;
+        if self.slot.borrow().is_none() {
+            let size = match size {
+                Some(size) => size,
+                None => return self.take_unsized(stream).await,
+            };
+            self.sized(size).await;
+        }
+        let stored = self.stored().await?;
+        let geometry = stored.geometry();
+        if size.is_some_and(|size| size != stored.size()) {
+            return Err(End::Origin(OriginFailure::Failed(format!(
+                "the origin says that {} has {} bytes; its manifest says {}",
+                self.blob,
+                size.unwrap_or_default(),
+                stored.size()
+            ))));
+        }
+        let first_byte = geometry.range(self.lease.first).start;
+        // An origin that ignores ranges gives all of the blob. That is of use only to a lease that
+        // goes on to the end; the steward makes it one.
+        if start < first_byte && self.lease.end < geometry.chunks() {
+            return Err(End::Origin(OriginFailure::NoRanges));
+        }
+        let last_byte = geometry.range(self.lease.end.min(geometry.chunks()) - 1).end;
+        let mut at = start;
+        let mut writer = Writer::new(self, &stored);
+        let mut gathered = BytesMut::new();
+        while at < last_byte {
+            let Some(piece) = stream.next().await else { break };
+            let piece = piece.map_err(|error| End::Origin(OriginFailure::from(&error)))?;
+            let skip = first_byte.saturating_sub(at).min(piece.len() as u64);
+            let keep = (last_byte - at).min(piece.len() as u64);
+            writer.progress += keep;
+            at += keep;
+            if skip < keep {
+                gathered.extend_from_slice(&piece[skip as usize..keep as usize]);
+            }
+            if gathered.len() >= GATHER_BYTES || at >= last_byte || writer.reader_waits() {
+                writer.write(gathered.split().freeze()).await?;
+            }
+        }
+        writer.write(gathered.freeze()).await?;
+        writer.finish().await?;
+        if at < last_byte {
+            return Err(End::Origin(OriginFailure::Failed(format!(
+                "the origin's answer for {} ended {} bytes early",
+                self.blob,
+                last_byte - at
+            ))));
+        }
+        Ok(())
+    }
+
+    /// The origin does not say how long its answer is; only a manifest may be read so.
+    async fn take_unsized(
+        &mut self,
+        mut stream: futures::stream::BoxStream<'static, Result<Bytes, OriginError>>,
+    ) -> Result<(), End> {
+        let mut bytes = BytesMut::new();
+        while let Some(piece) = stream.next().await {
+            let piece = piece.map_err(|error| End::Origin(OriginFailure::from(&error)))?;
+            bytes.extend_from_slice(&piece);
+            if bytes.len() as u64 > CHUNK_BYTES {
+                return Err(End::Origin(OriginFailure::Failed(format!(
+                    "the origin does not say how large {} is",
+                    self.blob
+                ))));
+            }
+        }
+        self.sized(bytes.len() as u64).await;
+        let stored = self.stored().await?;
+        let mut writer = Writer::new(self, &stored);
+        writer.progress = bytes.len() as u64;
+        writer.write(bytes.freeze()).await?;
+        writer.finish().await
+    }
+
+    async fn sized(&self, size: u64) {
+        let event = Event::Sized { blob: self.blob, size };
+        let _ = self.parts.facts.send(Fact::Event(event)).await;
+    }
+
+    /// Waits until the blob can be stored.
+    async fn stored(&mut self) -> Result<Arc<Blob>, End> {
+        let slot = self.slot.wait_for(Option::is_some).await.map_err(|_| End::Gone)?;
+        slot.clone().ok_or(End::Gone)
+    }
+}
+
+/// Writes a run of chunks in order.
+struct Writer {
+    parts: Arc<Parts>,
+    stored: Arc<Blob>,
+    /// The chunk being written, how much of it is, and its hash so far.
+    index: u32,
+    offset: u32,
+    hasher: blake3::Hasher,
+    /// The first chunk that is not to be written.
+    end: u32,
+    lease: Lease,
+    /// Bytes read and not yet reported, and when they last were.
+    progress: u64,
+    reported: std::time::Instant,
+}
+
+impl Writer {
+    fn new(read: &Read, stored: &Arc<Blob>) -> Self {
+        Self {
+            parts: Arc::clone(&read.parts),
+            stored: Arc::clone(stored),
+            index: read.lease.first,
+            offset: 0,
+            hasher: blake3::Hasher::new(),
+            end: read.lease.end.min(stored.geometry().chunks()),
+            lease: read.lease,
+            progress: 0,
+            reported: clock::instant(),
+        }
+    }
+
+    /// Whether what is gathered is worth writing now, so that a client sees the first bytes early.
+    fn reader_waits(&self) -> bool {
+        self.offset == 0
+    }
+
+    async fn write(&mut self, bytes: Bytes) -> Result<(), End> {
+        let mut rest = bytes;
+        #[cfg(feature = "faults")]
+        if crate::faults::lies() {
+            let mut wrong = BytesMut::from(&rest[..]);
+            if let Some(byte) = wrong.first_mut() {
+                *byte ^= 0x55;
+            }
+            rest = wrong.freeze();
+        }
+        while !rest.is_empty() && self.index < self.end {
+            let len = self.stored.geometry().len(self.index);
+            let piece = rest.split_to(rest.len().min((len - self.offset) as usize));
+            let (index, offset) = (self.index, self.offset);
+            let stored = Arc::clone(&self.stored);
+            let mut hasher = std::mem::take(&mut self.hasher);
+            let written = piece.len() as u32;
+            let done = spawn_blocking(move || {
+                hasher.update(&piece);
+                stored.write_ahead(index, offset, &piece).map(|()| hasher)
+            });
+            self.hasher = done.await.map_err(|_| End::Gone)?.map_err(End::Store)?;
+            self.offset += written;
+            if self.offset == len {
+                self.commit().await?;
+            }
+        }
+        self.report(false).await;
+        Ok(())
+    }
+
+    async fn commit(&mut self) -> Result<(), End> {
+        let hash = ChunkHash(*std::mem::take(&mut self.hasher).finalize().as_bytes());
+        let (index, len) = (self.index, self.offset);
+        let blob = self.stored.digest();
+        let attestation = Attestation::sign(&self.parts.key, &blob, index, hash, len);
+        let stored = Arc::clone(&self.stored);
+        let committed = spawn_blocking(move || stored.commit_chunk(index, &attestation));
+        committed.await.map_err(|_| End::Gone)?.map_err(End::Store)?;
+        self.index += 1;
+        self.offset = 0;
+        self.report(true).await;
+        let event = Event::ChunkStored { from: None, blob, index, len };
+        let _ = self.parts.facts.send(Fact::Event(event)).await;
+        Ok(())
+    }
+
+    async fn report(&mut self, now: bool) {
+        let instant = clock::instant();
+        if self.progress == 0 || (!now && instant.duration_since(self.reported) < PROGRESS_EVERY) {
+            return;
+        }
+        self.reported = instant;
+        let bytes = std::mem::take(&mut self.progress);
+        let blob = self.stored.digest();
+        self.parts.metrics.bytes_from_origin.add(bytes);
+        self.parts.tallies.add_origin(blob, bytes);
+        let event = Event::OriginProgress { blob, lease: self.lease.id, bytes };
+        let _ = self.parts.facts.send(Fact::Event(event)).await;
+    }
+
+    /// An empty blob has one chunk of no bytes.
+    async fn finish(&mut self) -> Result<(), End> {
+        if self.stored.size() == 0 && self.index == 0 && self.end > 0 {
+            self.commit().await?;
+        }
+        self.report(true).await;
+        Ok(())
+    }
+}
+
+impl Drop for Writer {
+    /// However the read ends, a chunk that is not whole is not left to readers as if it would
+    /// still grow.
+    fn drop(&mut self) {
+        if self.offset > 0 {
+            self.stored.abandon_ahead(self.index);
+        }
+    }
+}
+
+fn outcome_of(error: &OriginError) -> OriginOutcome {
+    match error {
+        OriginError::NotFound(_) => OriginOutcome::NotFound,
+        OriginError::Denied(_) => OriginOutcome::Denied,
+        OriginError::Throttled { .. } => OriginOutcome::Throttled,
+        OriginError::Unreachable(_) => OriginOutcome::Unreachable,
+        OriginError::Truncated { .. } => OriginOutcome::Cut,
+        OriginError::Invalid(_) => OriginOutcome::Refused,
+    }
+}
