@@ -105,7 +105,12 @@ impl Origins {
                 None => Arc::clone(&transport),
                 Some(path) => {
                     let authorities = read_authorities(&upstream, path)?;
-                    Arc::new(Transport::new(&authorities).map_err(OriginConfigError::Client)?)
+                    Arc::new(Transport::new(&authorities).map_err(|_| {
+                        OriginConfigError::CaContent {
+                            upstream: upstream.clone(),
+                            path: path.clone(),
+                        }
+                    })?)
                 }
             };
             let site = Site::configured(spec, config.docker_config.clone(), transport);
@@ -192,12 +197,16 @@ impl Origins {
         if end.is_some_and(|end| end <= start) {
             return Err(invalid(
                 &asking,
-                format!("no byte lies from {start} to {end:?}"),
+                format!("a range from byte {start} that ends before it"),
             ));
         }
-        if start > 0 || end.is_some() {
-            let last = end.map_or_else(String::new, |end| (end - 1).to_string());
-            asking = asking.with_range(&format!("bytes={start}-{last}"));
+        let asked = match end {
+            None if start == 0 => None,
+            None => Some(format!("bytes={start}-")),
+            Some(end) => Some(format!("bytes={start}-{}", end - 1)),
+        };
+        if let Some(range) = &asked {
+            asking = asking.with_range(range);
         }
         let response = asking.send(Method::GET).await?.response;
         let length = body::content_length(response.headers());
@@ -221,8 +230,10 @@ impl Origins {
                     || length.is_some_and(|length| length != past - first)
                 {
                     let problem = format!(
-                        "asked for the bytes from {start} to {end:?}, the origin answers with \
-                         {first} to {past} of {size:?}, in {length:?} bytes"
+                        "asked for {}, the origin answers with bytes {first}-{} in {} bytes",
+                        asked.as_deref().unwrap_or("all bytes"),
+                        past - 1,
+                        length.unwrap_or(past - first),
                     );
                     return Err(invalid(&asking, problem));
                 }
@@ -260,7 +271,10 @@ impl Origins {
         let size = match length.filter(|_| status == StatusCode::OK) {
             Some(size) => size,
             // A presigned URL is signed for one method, and says 403 to others.
-            None if status.is_success() || refuses_method(status) || answer.elsewhere => {
+            None if status.is_success()
+                || refuses_method(status)
+                || (answer.elsewhere && status == StatusCode::FORBIDDEN) =>
+            {
                 first_byte_size(asking.with_range("bytes=0-0")).await?
             }
             None => return Err(refusal::error(answer.response, &asking.subject).await),
@@ -401,8 +415,7 @@ impl Asking<'_> {
         let Some(challenge) = Challenge::of(answer.response.headers()) else {
             return Ok(answer);
         };
-        // Frees the connection for the second request.
-        drop(answer);
+        body::collect_refusal(answer.response).await;
         let header = self.authorization(Some(challenge), header.as_ref()).await?;
         self.follow(&method, header.as_ref()).await
     }

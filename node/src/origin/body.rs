@@ -7,7 +7,10 @@ use reqwest::{
     header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderMap},
 };
 
-use super::{error::OriginError, limits::BODY_IDLE_TIMEOUT};
+use super::{
+    error::OriginError,
+    limits::{BODY_IDLE_TIMEOUT, COLLECT_TIMEOUT, ERROR_BODY_BYTES_MAX, REFUSAL_TIMEOUT},
+};
 
 /// The declared length of a body in bytes. Read from the header, because to a HEAD request there
 /// is no body to measure.
@@ -88,13 +91,27 @@ pub(super) async fn collect(
     if expected.is_some_and(|expected| expected > max) {
         return Err(too_large(subject, max));
     }
-    stream(response, expected, max, subject.to_owned())
-        .try_fold(BytesMut::new(), async |mut whole, bytes| {
+    let whole = stream(response, expected, max, subject.to_owned()).try_fold(
+        BytesMut::new(),
+        async |mut whole, bytes| {
             whole.extend_from_slice(&bytes);
             Ok(whole)
-        })
-        .await
-        .map(BytesMut::freeze)
+        },
+    );
+    match tokio::time::timeout(COLLECT_TIMEOUT, whole).await {
+        Ok(whole) => whole.map(BytesMut::freeze),
+        Err(_) => Err(OriginError::Unreachable(format!(
+            "{subject}: the answer did not end in {} s",
+            COLLECT_TIMEOUT.as_secs()
+        ))),
+    }
+}
+
+/// The body of an answer that is no success, for its words; none where it is long or slow. Once
+/// it is read, the connection can be used again.
+pub(super) async fn collect_refusal(response: Response) -> Option<Bytes> {
+    let body = collect(response, ERROR_BODY_BYTES_MAX, "");
+    tokio::time::timeout(REFUSAL_TIMEOUT, body).await.ok()?.ok()
 }
 
 /// The error for what is larger than it may be.

@@ -23,6 +23,11 @@ pub struct OriginsConfig {
 #[serde(deny_unknown_fields)]
 pub struct OriginSpec {
     /// The registry, `http://` or `https://`; a path is put before `/v2/`.
+    ///
+    /// The operator vouches for this host, so it may be private, on any port, and so may the
+    /// hosts that it redirects to or names as token realm if all its own addresses are private
+    /// (a registry and its store on one network). A registry with a public address leads to
+    /// other hosts at public addresses only. Plain http is followed only from an `http://` URL.
     #[serde(deserialize_with = "parse_url")]
     pub url: Url,
     /// PEM certificates of authorities to trust besides the system's.

@@ -156,6 +156,8 @@ impl Grants {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     fn key(number: usize) -> Hint {
@@ -243,6 +245,27 @@ mod tests {
             .authorization(&key(0), None, None, granting("1", None))
             .await;
         assert_eq!(next, Ok(None));
+    }
+
+    #[tokio::test]
+    async fn all_who_wait_for_a_login_share_its_failure() {
+        let grants = Grants::new(Clock::start());
+        let logins = AtomicUsize::new(0);
+        let key = key(0);
+        let waiting = (0..20).map(|_| {
+            grants.authorization(&key, Some(Challenge::Basic), None, |_| {
+                logins.fetch_add(1, Ordering::SeqCst);
+                async {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    Err(OriginError::Denied("no".to_owned()))
+                }
+                .boxed()
+            })
+        });
+        for outcome in futures::future::join_all(waiting).await {
+            assert_eq!(outcome, Err(OriginError::Denied("no".to_owned())));
+        }
+        assert_eq!(logins.load(Ordering::SeqCst), 1);
     }
 
     #[tokio::test]

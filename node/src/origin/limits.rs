@@ -42,6 +42,14 @@ pub(super) const GRANTS_MAX: usize = 4096;
 /// of pulls that fail because of one wrong header.
 pub(super) const RETRY_AFTER_MAX: Duration = Duration::from_hours(1);
 
+/// For a body that is collected as a whole, a manifest or a page of tags: a server that sends a
+/// byte now and then must not hold anyone longer than the mirror lets a client wait.
+pub(super) const COLLECT_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// For the body of an answer whose status already says all; it is read for its words, and so that
+/// the connection can be used again.
+pub(super) const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// How much of an error's body is read for its message.
 pub(super) const ERROR_BODY_BYTES_MAX: u64 = 16 << 10;
 

@@ -3,7 +3,7 @@
 use reqwest::{Response, StatusCode, header::RETRY_AFTER};
 use serde::Deserialize;
 
-use super::{body, error::OriginError, limits::ERROR_BODY_BYTES_MAX, retry_after};
+use super::{body, error::OriginError, retry_after};
 use crate::clock;
 
 /// The error that an answer without success means, with the registry's own words.
@@ -15,7 +15,7 @@ pub(super) async fn error(response: Response, subject: &str) -> OriginError {
         .get(RETRY_AFTER)
         .and_then(|value| value.to_str().ok())
         .and_then(|value| retry_after::parse(value, clock::unix_seconds()));
-    let words = words(response, subject).await;
+    let words = words(response).await;
     let reason = format!("{subject}: {host} answered {status}{words}");
     match status {
         StatusCode::NOT_FOUND => OriginError::NotFound(reason),
@@ -32,7 +32,7 @@ pub(super) async fn error(response: Response, subject: &str) -> OriginError {
 }
 
 /// The first error of the body that the distribution specification prescribes.
-async fn words(response: Response, subject: &str) -> String {
+async fn words(response: Response) -> String {
     #[derive(Deserialize)]
     struct Errors {
         errors: Vec<First>,
@@ -44,11 +44,9 @@ async fn words(response: Response, subject: &str) -> String {
         #[serde(default)]
         message: String,
     }
-    let Ok(body) = body::collect(response, ERROR_BODY_BYTES_MAX, subject).await else {
-        return String::new();
-    };
-    let first = serde_json::from_slice::<Errors>(&body)
-        .ok()
+    let first = body::collect_refusal(response)
+        .await
+        .and_then(|body| serde_json::from_slice::<Errors>(&body).ok())
         .and_then(|errors| errors.errors.into_iter().next());
     first.map_or_else(String::new, |first| {
         let words: String = format!(" ({}: {})", first.code, first.message)

@@ -11,7 +11,7 @@ use tokio::sync::OnceCell;
 use url::{Host, Url};
 
 use super::{
-    address,
+    address, body,
     config::{Credentials, OriginSpec},
     error::OriginError,
     limits::REDIRECTS_MAX,
@@ -132,6 +132,7 @@ impl Site {
                         url.host_str().unwrap_or_default()
                     ))
                 })?;
+            body::collect_refusal(response).await;
         }
         Err(OriginError::Invalid(format!(
             "{subject}: more than {REDIRECTS_MAX} redirects"

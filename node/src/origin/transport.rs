@@ -50,10 +50,12 @@ impl Transport {
         let proxies = address::proxies_of_environment();
         let resolver = PublicResolver::new(proxies.clone());
         Ok(Self {
-            any: build(|| builder(authorities))?,
+            any: build(authorities, |builder| builder)?,
             public: {
                 let resolver = std::sync::Arc::new(resolver);
-                build(|| builder(authorities).dns_resolver(resolver.clone()))?
+                build(authorities, |builder| {
+                    builder.dns_resolver(resolver.clone())
+                })?
             },
             proxies,
         })
@@ -96,17 +98,24 @@ impl Transport {
     }
 }
 
-/// A machine without CA certificates can still use plain http and authorities of its own, and is
-/// told about the rest when it tries.
-fn build(builder: impl Fn() -> ClientBuilder) -> Result<Client, reqwest::Error> {
-    builder().build().or_else(|error| {
-        tracing::warn!(
-            error = chain(&error),
-            "no CA certificates of this system can be used, so https origins will not be trusted; \
-             install them (ca-certificates) or set SSL_CERT_FILE"
-        );
-        builder().tls_certs_only([]).build()
-    })
+fn build(
+    authorities: &[Certificate],
+    finish: impl Fn(ClientBuilder) -> ClientBuilder,
+) -> Result<Client, reqwest::Error> {
+    let built = finish(builder(authorities)).build();
+    match built {
+        // A machine without CA certificates can still use plain http and authorities of its own,
+        // and is told about the rest when it tries.
+        Err(error) if authorities.is_empty() => {
+            tracing::warn!(
+                error = chain(&error),
+                "no CA certificates of this system can be used, so no https origin will be \
+                 trusted; install them (ca-certificates) or set SSL_CERT_FILE"
+            );
+            finish(builder(&[])).tls_certs_only([]).build()
+        }
+        built => built,
+    }
 }
 
 fn builder(authorities: &[Certificate]) -> ClientBuilder {

@@ -10,7 +10,7 @@ async fn a_redirect_to_another_host_is_followed_without_authorization() {
     let location = format!("{}/bucket/data?signature=secret", store.url());
     let registry = Fake::start(move |seen, _| match seen.header("authorization") {
         None => answer(401, &[("www-authenticate", "Basic realm=\"r\"")], ""),
-        Some(_) => answer(307, &[("location", &location)], ""),
+        Some(_) => answer(307, &[("location", &location)], "<a>Moved</a>"),
     })
     .await;
     let origins = with_spec(OriginSpec {
@@ -28,6 +28,11 @@ async fn a_redirect_to_another_host_is_followed_without_authorization() {
     // The next read starts at the registry again: presigned URLs expire.
     read(&origins, &digest, 0, Some(3)).await.unwrap();
     assert_eq!(registry.count("/v2/"), 3);
+    assert_eq!(
+        registry.accepted(),
+        1,
+        "redirects leave the connection usable"
+    );
 }
 
 #[tokio::test]
