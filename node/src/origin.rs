@@ -12,6 +12,7 @@
 //! to judge.
 
 mod address;
+mod asking;
 mod body;
 mod challenge;
 mod config;
@@ -38,12 +39,12 @@ use std::{
 
 use bytes::Bytes;
 use futures::{
-    FutureExt, StreamExt,
+    StreamExt,
     stream::{self, BoxStream},
 };
 use reqwest::{
-    Certificate, Method, Response, StatusCode,
-    header::{HeaderMap, HeaderValue, LINK, RANGE},
+    Certificate, Method, StatusCode,
+    header::{HeaderMap, LINK},
 };
 use serde::Deserialize;
 use shoal_protocol::{
@@ -55,11 +56,11 @@ use shoal_protocol::{
 use url::Url;
 
 use self::{
+    asking::Asking,
     body::ContentRange,
-    challenge::Challenge,
     grants::Grants,
     limits::{TAG_PAGES_MAX, TAGS_MAX, TAGS_PAGE_BYTES_MAX, TAGS_PER_PAGE},
-    site::{Answer, Site},
+    site::Site,
     transport::Transport,
 };
 pub use self::{
@@ -366,86 +367,6 @@ impl Origins {
             hint,
             grants: &shared.grants,
         })
-    }
-}
-
-/// Something that is asked of a registry, by one method or more.
-struct Asking<'a> {
-    site: Arc<Site>,
-    hint: &'a Hint,
-    grants: &'a Arc<Grants>,
-    url: Url,
-    headers: HeaderMap,
-    /// What is asked of whom, for errors.
-    subject: String,
-}
-
-impl Asking<'_> {
-    fn accepting_manifests(mut self) -> Self {
-        self.headers.extend(manifest::accept());
-        self
-    }
-
-    fn with_range(mut self, range: &str) -> Self {
-        // Always a valid header: `bytes=` and digits.
-        if let Ok(range) = HeaderValue::from_str(range) {
-            self.headers.insert(RANGE, range);
-        }
-        self
-    }
-
-    /// The answer to GET, if it is a whole one.
-    async fn get(&self) -> Result<Response, OriginError> {
-        let response = self.send(Method::GET).await?.response;
-        if response.status() == StatusCode::OK {
-            Ok(response)
-        } else {
-            Err(refusal::error(response, &self.subject).await)
-        }
-    }
-
-    /// The answer, after logging in where the registry asks for that. A login that the registry
-    /// no longer accepts is replaced once.
-    async fn send(&self, method: Method) -> Result<Answer, OriginError> {
-        let header = self.authorization(None, None).await?;
-        let answer = self.follow(&method, header.as_ref()).await?;
-        if answer.response.status() != StatusCode::UNAUTHORIZED || answer.elsewhere {
-            return Ok(answer);
-        }
-        let Some(challenge) = Challenge::of(answer.response.headers()) else {
-            return Ok(answer);
-        };
-        body::collect_refusal(answer.response).await;
-        let header = self.authorization(Some(challenge), header.as_ref()).await?;
-        self.follow(&method, header.as_ref()).await
-    }
-
-    async fn follow(
-        &self,
-        method: &Method,
-        authorization: Option<&HeaderValue>,
-    ) -> Result<Answer, OriginError> {
-        self.site
-            .follow(
-                method,
-                &self.url,
-                &self.headers,
-                authorization,
-                &self.subject,
-            )
-            .await
-    }
-
-    async fn authorization(
-        &self,
-        challenge: Option<Challenge>,
-        rejected: Option<&HeaderValue>,
-    ) -> Result<Option<HeaderValue>, OriginError> {
-        let (site, hint) = (Arc::clone(&self.site), self.hint.clone());
-        let login = |challenge| async move { login::login(&site, &hint, &challenge).await }.boxed();
-        self.grants
-            .authorization(self.hint, challenge, rejected, login)
-            .await
     }
 }
 
