@@ -1,0 +1,100 @@
+//! One question to a registry, with the login that it takes.
+
+use std::sync::Arc;
+
+use futures::FutureExt;
+use reqwest::{
+    Method, Response, StatusCode,
+    header::{HeaderMap, HeaderValue, RANGE},
+};
+use shoal_protocol::message::Hint;
+use url::Url;
+
+use super::{
+    body,
+    challenge::Challenge,
+    error::OriginError,
+    grants::Grants,
+    login, manifest, refusal,
+    site::{Answer, Site},
+};
+
+/// Something that is asked of a registry, by one method or more.
+pub(super) struct Asking<'a> {
+    pub(super) site: Arc<Site>,
+    pub(super) hint: &'a Hint,
+    pub(super) grants: &'a Arc<Grants>,
+    pub(super) url: Url,
+    pub(super) headers: HeaderMap,
+    /// What is asked of whom, for errors.
+    pub(super) subject: String,
+}
+
+impl Asking<'_> {
+    pub(super) fn accepting_manifests(mut self) -> Self {
+        self.headers.extend(manifest::accept());
+        self
+    }
+
+    pub(super) fn with_range(mut self, range: &str) -> Self {
+        // Always a valid header: `bytes=` and digits.
+        if let Ok(range) = HeaderValue::from_str(range) {
+            self.headers.insert(RANGE, range);
+        }
+        self
+    }
+
+    /// The answer to GET, if it is a whole one.
+    pub(super) async fn get(&self) -> Result<Response, OriginError> {
+        let response = self.send(Method::GET).await?.response;
+        if response.status() == StatusCode::OK {
+            Ok(response)
+        } else {
+            Err(refusal::error(response, &self.subject).await)
+        }
+    }
+
+    /// The answer, after logging in where the registry asks for that. A login that the registry
+    /// no longer accepts is replaced once.
+    pub(super) async fn send(&self, method: Method) -> Result<Answer, OriginError> {
+        let header = self.authorization(None, None).await?;
+        let answer = self.follow(&method, header.as_ref()).await?;
+        if answer.response.status() != StatusCode::UNAUTHORIZED || answer.elsewhere {
+            return Ok(answer);
+        }
+        let Some(challenge) = Challenge::of(answer.response.headers()) else {
+            return Ok(answer);
+        };
+        body::collect_refusal(answer.response).await;
+        let header = self.authorization(Some(challenge), header.as_ref()).await?;
+        self.follow(&method, header.as_ref()).await
+    }
+
+    async fn follow(
+        &self,
+        method: &Method,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Answer, OriginError> {
+        self.site
+            .follow(
+                method,
+                &self.url,
+                &self.headers,
+                authorization,
+                &self.subject,
+            )
+            .await
+    }
+
+    async fn authorization(
+        &self,
+        challenge: Option<Challenge>,
+        rejected: Option<&HeaderValue>,
+    ) -> Result<Option<HeaderValue>, OriginError> {
+        let (site, hint) = (Arc::clone(&self.site), self.hint.clone());
+        let login = |challenge| async move { login::login(&site, &hint, &challenge).await }.boxed();
+        self.grants
+            .authorization(self.hint, challenge, rejected, login)
+            .await
+    }
+}

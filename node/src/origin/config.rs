@@ -1,0 +1,209 @@
+//! Where upstreams are, as the operator configures it.
+
+use std::{collections::BTreeMap, fmt, path::PathBuf};
+
+use serde::{Deserialize, Deserializer, de};
+use shoal_protocol::reference::Upstream;
+use url::Url;
+
+/// Where this node finds the content of upstreams.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OriginsConfig {
+    /// Upstreams that do not simply live at `https://` and their own name, or that need a
+    /// certificate authority or credentials of their own.
+    pub upstreams: BTreeMap<Upstream, OriginSpec>,
+    /// docker's `config.json`, for the credentials of all others. A file that does not exist
+    /// means no credentials.
+    pub docker_config: Option<PathBuf>,
+}
+
+/// One configured upstream.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OriginSpec {
+    /// The registry, `http://` or `https://`; a path is put before `/v2/`.
+    ///
+    /// The operator vouches for this host, so it may be private, on any port, and so may the
+    /// hosts that it redirects to or names as token realm if all its own addresses are private
+    /// (a registry and its store on one network). A registry with a public address leads to
+    /// other hosts at public addresses only. Plain http is followed only from an `http://` URL.
+    #[serde(deserialize_with = "parse_url")]
+    pub url: Url,
+    /// PEM certificates of authorities to trust besides the system's.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+    /// Who to log in as. Without it, docker's configuration is asked for the host in `url`.
+    #[serde(default)]
+    pub credentials: Option<Credentials>,
+}
+
+/// A user name and where its password is.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Credentials {
+    /// The user name.
+    pub username: String,
+    /// `password = "…"` or `password_file = "…"`.
+    #[serde(flatten)]
+    pub secret: Secret,
+}
+
+/// A password, or the file that holds it.
+#[derive(Clone, Deserialize)]
+pub enum Secret {
+    /// The password itself.
+    #[serde(rename = "password")]
+    Password(String),
+    /// A file with the password on its first line, read again for each login, so that it can be
+    /// rotated.
+    #[serde(rename = "password_file")]
+    File(PathBuf),
+}
+
+/// Why the configuration of origins cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OriginConfigError {
+    /// The URL cannot be that of a registry.
+    #[error(
+        "upstream {upstream}: `{url}` is not the URL of a registry: {problem}; write \
+         http://HOST[:PORT] or https://HOST[:PORT]"
+    )]
+    Url {
+        /// Whose.
+        upstream: Upstream,
+        /// The URL, without any password.
+        url: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// The CA file cannot be read.
+    #[error("upstream {upstream}: cannot read its CA file {}", path.display())]
+    CaFile {
+        /// Whose.
+        upstream: Upstream,
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The CA file holds no usable certificate.
+    #[error(
+        "upstream {upstream}: {} holds no PEM certificate that can be used; it must hold \
+         `-----BEGIN CERTIFICATE-----` blocks of certificate authorities",
+        path.display()
+    )]
+    CaContent {
+        /// Whose.
+        upstream: Upstream,
+        /// Which file.
+        path: PathBuf,
+    },
+    /// The HTTP client cannot be set up.
+    #[error("cannot set up the HTTP client for origins")]
+    Client(#[source] reqwest::Error),
+}
+
+impl OriginSpec {
+    /// A registry at `url`, with the system's authorities and docker's credentials.
+    pub fn at(url: Url) -> Self {
+        Self {
+            url,
+            ca_file: None,
+            credentials: None,
+        }
+    }
+
+    /// Checks what a URL's type does not.
+    pub(super) fn check(&self, upstream: &Upstream) -> Result<(), OriginConfigError> {
+        let url = &self.url;
+        let problem = if !matches!(url.scheme(), "http" | "https") {
+            "its scheme is neither http nor https"
+        } else if url.host().is_none() {
+            "it has no host"
+        } else if !url.username().is_empty() || url.password().is_some() {
+            "credentials do not belong in it but in `credentials` or docker's config.json"
+        } else if url.query().is_some() || url.fragment().is_some() {
+            "it has a query or a fragment"
+        } else {
+            return Ok(());
+        };
+        let mut shown = url.clone();
+        // Fails only for URLs that cannot hold a password.
+        let _ = shown.set_password(None);
+        Err(OriginConfigError::Url {
+            upstream: upstream.clone(),
+            url: shown.into(),
+            problem,
+        })
+    }
+}
+
+fn parse_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Url, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    Url::parse(&text).map_err(|problem| de::Error::custom(format!("`{text}`: {problem}")))
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Password(_) => f.write_str("Password(…)"),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_reads_from_toml() {
+        let config: OriginsConfig = toml::from_str(
+            r#"
+            docker_config = "/root/.docker/config.json"
+            [upstreams."registry.test"]
+            url = "http://10.0.0.1:5000"
+            [upstreams."quay.io"]
+            url = "https://quay.mirror/cache"
+            ca_file = "/etc/ca.pem"
+            credentials = { username = "puller", password_file = "/run/secret" }
+            "#,
+        )
+        .unwrap();
+        let plain = &config.upstreams[&"registry.test".parse().unwrap()];
+        assert_eq!(plain.url.as_str(), "http://10.0.0.1:5000/");
+        let quay = &config.upstreams[&"quay.io".parse().unwrap()];
+        let credentials = quay.credentials.as_ref().unwrap();
+        assert!(matches!(&credentials.secret, Secret::File(path) if path.ends_with("secret")));
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        let spec: OriginSpec = toml::from_str(
+            r#"
+            url = "https://a"
+            credentials = { username = "u", password = "hunter2" }
+            "#,
+        )
+        .unwrap();
+        assert!(!format!("{spec:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn what_is_not_a_registrys_url_is_refused() {
+        let upstream: Upstream = "a.test".parse().unwrap();
+        for url in [
+            "ftp://a.test",
+            "unix:/run/registry.sock",
+            "https://user:word@a.test",
+            "https://a.test/?x=1",
+        ] {
+            let spec = OriginSpec::at(Url::parse(url).unwrap());
+            let error = spec.check(&upstream).unwrap_err().to_string();
+            assert!(!error.contains("word@"), "{error}");
+        }
+        let spec = OriginSpec::at(Url::parse("https://a.test:5000/prefix").unwrap());
+        assert!(spec.check(&upstream).is_ok());
+    }
+}

@@ -1,0 +1,66 @@
+//! Every bound on what is done with an origin, each with the reason for its value.
+
+use std::time::Duration;
+
+/// To a TCP connection, TLS included. Three SYNs fit; a host that takes longer is down.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// From a sent request to the head of its answer. Registries that check permissions in a remote
+/// database or wake a cold bucket take seconds, not more.
+pub(super) const HEADERS_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Between two pieces of a body. Longer than TCP's recovery from a burst of loss.
+pub(super) const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A credential helper that runs longer is waiting for somebody to type.
+pub(super) const HELPER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Redirects followed for one request. Registries use one, gateways before them another.
+pub(super) const REDIRECTS_MAX: usize = 5;
+
+/// Idle connections kept for each host: as many as one blob has origin streams at most (32).
+pub(super) const IDLE_CONNECTIONS_MAX: usize = 32;
+
+/// How long an idle connection is kept: below the 60 s after which most load balancers close it.
+pub(super) const IDLE_CONNECTION_LIFETIME: Duration = Duration::from_secs(50);
+
+/// The life of a token whose answer does not tell it (distribution's token specification).
+pub(super) const TOKEN_LIFETIME_DEFAULT: Duration = Duration::from_mins(1);
+
+/// A token is renewed when this is left of its life, or a fifth of the whole where that is less:
+/// the time that a request may be under way, and clocks that run apart.
+pub(super) const TOKEN_RENEWAL_MARGIN: Duration = Duration::from_secs(20);
+
+/// The largest answer of a token realm. Tokens with many claims have a few KiB.
+pub(super) const TOKEN_ANSWER_BYTES_MAX: u64 = 1 << 20;
+
+/// Repositories whose authorization is remembered. Clients choose repositories, so it is bounded;
+/// one that was forgotten costs one more request.
+pub(super) const GRANTS_MAX: usize = 4096;
+
+/// The longest pause that an origin can impose: beyond it, asking again is cheaper than an hour
+/// of pulls that fail because of one wrong header.
+pub(super) const RETRY_AFTER_MAX: Duration = Duration::from_hours(1);
+
+/// For a body that is collected as a whole, a manifest or a page of tags: a server that sends a
+/// byte now and then must not hold anyone longer than the mirror lets a client wait.
+pub(super) const COLLECT_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// For the body of an answer whose status already says all; it is read for its words, and so that
+/// the connection can be used again.
+pub(super) const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How much of an error's body is read for its message.
+pub(super) const ERROR_BODY_BYTES_MAX: u64 = 16 << 10;
+
+/// Tags asked for with one request; registries give fewer as they like.
+pub(super) const TAGS_PER_PAGE: usize = 1000;
+
+/// Requests for one list of tags.
+pub(super) const TAG_PAGES_MAX: usize = 1000;
+
+/// Tags in one list: 13 MB of text at most.
+pub(super) const TAGS_MAX: usize = 100_000;
+
+/// Bytes of one page of tags; some registries give all of them at once.
+pub(super) const TAGS_PAGE_BYTES_MAX: u64 = 16 << 20;
