@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod clock;
 pub mod content;
+mod http;
 pub mod metrics;
 pub mod mirror;
 pub mod network;
