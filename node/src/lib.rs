@@ -3,7 +3,10 @@
 pub mod admin;
 pub mod clock;
 pub mod content;
+mod http;
+pub mod metrics;
 pub mod mirror;
 pub mod network;
 pub mod origin;
+pub mod stats;
 pub mod store;

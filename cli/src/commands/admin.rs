@@ -1,0 +1,331 @@
+//! Talking to a daemon's admin endpoint.
+
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::{Method, Request, Response, StatusCode, Uri, body::Incoming};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use serde::de::DeserializeOwned;
+
+/// How long a daemon may take to answer; it gives its swarm a few seconds.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The largest answer that is read: 10,000 members and as many blobs take about 20 MB.
+const ANSWER_BYTES_MAX: usize = 256 << 20;
+
+/// The longest line of a stream of events: the manifest of an image of thousands of layers.
+const LINE_BYTES_MAX: usize = 4 << 20;
+
+/// Which daemon to ask.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct AdminArgs {
+    /// Admin address of the daemon to ask
+    #[arg(
+        long = "admin",
+        value_name = "ADDR",
+        env = "SHOAL_ADMIN",
+        default_value = "127.0.0.1:5006"
+    )]
+    address: String,
+}
+
+/// A client of one daemon's admin endpoint. Speaks plain HTTP and ignores proxies.
+pub(crate) struct AdminClient {
+    http: Client<HttpConnector, Empty<Bytes>>,
+    address: String,
+}
+
+impl AdminClient {
+    pub(crate) fn new(args: &AdminArgs) -> Self {
+        let address = args.address.trim_end_matches('/');
+        let address = address.strip_prefix("http://").unwrap_or(address);
+        Self {
+            http: Client::builder(TokioExecutor::new()).build_http(),
+            address: address.to_owned(),
+        }
+    }
+
+    /// Reads the JSON at `path`.
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        let answer = async {
+            let response = self.send(Method::GET, path, &[]).await?;
+            self.body(response).await
+        };
+        let body = tokio::time::timeout(ANSWER_TIMEOUT, answer)
+            .await
+            .map_err(|_| {
+                let seconds = ANSWER_TIMEOUT.as_secs();
+                anyhow!(
+                    "the daemon at {} did not answer within {seconds} s",
+                    self.address
+                )
+            })??;
+        serde_json::from_slice(&body).with_context(|| {
+            format!(
+                "what answers at {} is not a Shoal daemon of this version; check --admin",
+                self.address
+            )
+        })
+    }
+
+    /// Posts to `path` and reads the answer line by line.
+    pub(crate) async fn post(&self, path: &str, query: &[(&str, String)]) -> anyhow::Result<Lines> {
+        let response = self.send(Method::POST, path, query).await?;
+        Ok(Lines {
+            body: response.into_body(),
+            buffer: Vec::new(),
+        })
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        query: &[(&str, String)],
+    ) -> anyhow::Result<Response<Incoming>> {
+        let address = &self.address;
+        let mut url =
+            reqwest::Url::parse(&format!("http://{address}{path}")).with_context(|| {
+                format!("`{address}` is not an address; write --admin HOST:PORT, as 127.0.0.1:5006")
+            })?;
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        let uri: Uri = url.as_str().parse()?;
+        let request = Request::builder()
+            .method(method)
+            .uri(uri)
+            .body(Empty::new())?;
+        let response = self.http.request(request).await.map_err(|error| {
+            if error.is_connect() {
+                anyhow!(
+                    "no daemon answers at {address}; start one with `shoal node`, or name its \
+                     admin address with --admin"
+                )
+            } else {
+                anyhow!(error).context(format!("cannot ask the daemon at {address}"))
+            }
+        })?;
+        if response.status() == StatusCode::OK {
+            return Ok(response);
+        }
+        let status = response.status();
+        let body = self.body(response).await?;
+        let reason = String::from_utf8_lossy(&body);
+        bail!(
+            "the daemon at {address} answered {status}: {}",
+            reason.trim()
+        );
+    }
+
+    async fn body(&self, response: Response<Incoming>) -> anyhow::Result<Bytes> {
+        Limited::new(response.into_body(), ANSWER_BYTES_MAX)
+            .collect()
+            .await
+            .map(http_body_util::Collected::to_bytes)
+            .map_err(|error| anyhow!("{error}"))
+            .with_context(|| format!("the answer of the daemon at {} broke off", self.address))
+    }
+}
+
+/// The lines of an answer, as they arrive.
+pub(crate) struct Lines {
+    body: Incoming,
+    buffer: Vec<u8>,
+}
+
+impl Lines {
+    /// The next line without its end; `None` after the last. Cut off by the end of the answer, a
+    /// line is given as it is.
+    pub(crate) async fn next(&mut self) -> anyhow::Result<Option<String>> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let mut line: Vec<u8> = self.buffer.drain(..=end).collect();
+                line.pop();
+                return Ok(Some(String::from_utf8(line)?));
+            }
+            if self.buffer.len() > LINE_BYTES_MAX {
+                bail!("the daemon sent a line of more than {LINE_BYTES_MAX} bytes");
+            }
+            match self.body.frame().await {
+                Some(frame) => {
+                    let frame = frame.context("the daemon's answer broke off")?;
+                    if let Some(data) = frame.data_ref() {
+                        self.buffer.extend_from_slice(data);
+                    }
+                }
+                None if self.buffer.is_empty() => return Ok(None),
+                None => return Ok(Some(String::from_utf8(std::mem::take(&mut self.buffer))?)),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use clap::Parser;
+    use futures::{StreamExt, stream, stream::BoxStream};
+    use shoal_node::{
+        admin::{Admin, PullEvent, PullLayer, PullOptions, serve},
+        stats::{NodeStats, SwarmStats},
+    };
+    use shoal_protocol::reference::Reference;
+    use tokio::net::TcpListener;
+    use tokio_util::sync::{CancellationToken, DropGuard};
+
+    use crate::commands::{
+        pull::{self, PullArgs},
+        stats::{self, StatsArgs},
+    };
+
+    /// A daemon whose every pull fails for images called `broken` and breaks off for `cut`.
+    struct TestAdmin;
+
+    impl Admin for TestAdmin {
+        fn readiness(&self) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn metrics(&self) -> String {
+            String::new()
+        }
+
+        async fn node_stats(&self) -> NodeStats {
+            NodeStats::default()
+        }
+
+        async fn swarm_stats(&self) -> SwarmStats {
+            SwarmStats::merge(vec![NodeStats::default()], 1)
+        }
+
+        fn pull(&self, reference: Reference, _: PullOptions) -> BoxStream<'static, PullEvent> {
+            let manifest = PullEvent::Manifest {
+                digest: "sha256:00".into(),
+                layers: vec![PullLayer {
+                    digest: "sha256:01".into(),
+                    size: 7,
+                    media_type: String::new(),
+                }],
+            };
+            let progress = PullEvent::Progress {
+                digest: "sha256:01".into(),
+                have_bytes: 7,
+                from_origin: 7,
+                from_peers: 0,
+            };
+            let end = match reference.repository.as_str() {
+                "library/cut" => None,
+                "library/broken" => Some(PullEvent::Failed {
+                    error: "the origin is gone".into(),
+                }),
+                _ => Some(PullEvent::Done {
+                    bytes: 7,
+                    seconds: 0.1,
+                }),
+            };
+            stream::iter([manifest, progress].into_iter().chain(end)).boxed()
+        }
+    }
+
+    async fn daemon() -> (String, DropGuard) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let stop = CancellationToken::new();
+        tokio::spawn(serve(listener, Arc::new(TestAdmin), stop.clone()));
+        (address, stop.drop_guard())
+    }
+
+    #[derive(Parser)]
+    struct Stats {
+        #[command(flatten)]
+        args: StatsArgs,
+    }
+
+    #[derive(Parser)]
+    struct Pull {
+        #[command(flatten)]
+        args: PullArgs,
+    }
+
+    async fn run_stats(args: &[&str]) -> anyhow::Result<()> {
+        stats::run(Stats::parse_from(args).args).await
+    }
+
+    async fn run_pull(args: &[&str]) -> anyhow::Result<()> {
+        pull::run(Pull::parse_from(args).args).await
+    }
+
+    #[tokio::test]
+    async fn the_commands_succeed_where_the_daemon_does() {
+        let (address, _stop) = daemon().await;
+        run_stats(&["stats", "--admin", &address]).await.unwrap();
+        let url = format!("http://{address}/");
+        run_stats(&["stats", "--json", "--admin", &url])
+            .await
+            .unwrap();
+        for more in [
+            &["--json"][..],
+            &["--quiet"],
+            &["--platform", "linux/arm64"],
+        ] {
+            let args = [&["pull", "redis:7", "--admin", &address], more].concat();
+            run_pull(&args).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failed_pull_says_why() {
+        let (address, _stop) = daemon().await;
+        for (image, part) in [
+            (
+                "broken",
+                "docker.io/library/broken:latest: the origin is gone",
+            ),
+            ("cut", "stopped reporting before docker.io/library/cut"),
+        ] {
+            let error = run_pull(&["pull", image, "--admin", &address, "-q"])
+                .await
+                .unwrap_err();
+            assert!(format!("{error:#}").contains(part), "{error:#}");
+        }
+    }
+
+    #[tokio::test]
+    async fn without_a_daemon_there_is_one_line_that_says_what_to_do() {
+        // Bound and closed again: nothing listens there.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        drop(listener);
+        for error in [
+            run_stats(&["stats", "--admin", &address])
+                .await
+                .unwrap_err(),
+            run_pull(&["pull", "redis", "--admin", &address])
+                .await
+                .unwrap_err(),
+        ] {
+            let line = format!("{error:#}");
+            assert!(line.contains("start one with `shoal node`"), "{line}");
+            assert!(line.contains(&address) && !line.contains('\n'), "{line}");
+        }
+    }
+
+    #[test]
+    fn arguments_that_mean_nothing_are_refused() {
+        for args in [
+            &["pull"][..],
+            &["pull", "Not An Image"],
+            &["pull", "redis", "--platform", "linux"],
+            &["pull", "redis", "--json", "--quiet"],
+        ] {
+            assert!(Pull::try_parse_from(args).is_err(), "{args:?}");
+        }
+    }
+}

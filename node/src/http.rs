@@ -1,0 +1,191 @@
+//! The HTTP/1.1 server that the mirror and the admin endpoint share: accepting, bounds, answers.
+//!
+//! Every bound that protects the daemon from its clients stands here, with its reason.
+
+use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::{Stream, TryStreamExt};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{
+    Request, Response, StatusCode,
+    body::{Frame, Incoming},
+    header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, warn};
+
+use self::head_deadline::{HeadDeadline, HeadSeen};
+
+mod head_deadline;
+
+/// Connections of one endpoint at a time; those beyond wait in the kernel's backlog. A host's
+/// clients use about 10 each; this is what 400 pulls at once would need, and keeps the file
+/// descriptors that clients can take well below the limit of a service (65,536 or more).
+const CONNECTIONS_MAX: usize = 4096;
+
+/// How long a client may take to send a request's line and headers. They fit one packet.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a connection may stand idle between requests; Go's clients give up theirs at 90 s.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// Bytes of a request's line and headers: an `Authorization` with a large token takes 16 KiB.
+const HEAD_BYTES_MAX: usize = 32 << 10;
+
+/// Headers of one request; clients send about ten.
+const HEADERS_MAX: usize = 100;
+
+/// Bytes that wait for one vectored write before the body is asked for more.
+const WRITE_BYTES_MAX: usize = 256 << 10;
+
+/// How long running answers may go on after a shutdown began.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+
+/// The pause after a failed `accept`: out of file descriptors, it would fail again at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The first byte of a TLS handshake record.
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// Whatever ends a body early.
+pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The answer to a request.
+pub(crate) type Reply = Response<UnsyncBoxBody<Bytes, BodyError>>;
+
+/// Serves connections until `shutdown`, then lets the running answers end for
+/// [`SHUTDOWN_GRACE`]. Returns when no connection is left.
+pub(crate) async fn serve<H, F>(listener: TcpListener, handler: H, shutdown: CancellationToken)
+where
+    H: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    F: Future<Output = Reply> + Send + 'static,
+{
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let connections = TaskTracker::new();
+    loop {
+        let next = async {
+            let permit = Arc::clone(&room).acquire_owned().await;
+            (permit, listener.accept().await)
+        };
+        let (permit, accepted) = tokio::select! {
+            () = shutdown.cancelled() => break,
+            next = next => next,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let (handler, shutdown) = (handler.clone(), shutdown.clone());
+                connections.spawn(async move {
+                    connection(stream, handler, shutdown).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                warn!(%error, "cannot accept a connection; trying again");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+}
+
+async fn connection<H, F>(stream: TcpStream, handler: H, shutdown: CancellationToken)
+where
+    H: Fn(Request<Incoming>) -> F + Send + 'static,
+    F: Future<Output = Reply> + Send + 'static,
+{
+    let mut first = [0];
+    let peeked = tokio::select! {
+        () = shutdown.cancelled() => return,
+        peeked = tokio::time::timeout(HEAD_TIMEOUT, stream.peek(&mut first)) => peeked,
+    };
+    match peeked {
+        Ok(Ok(1)) if first[0] == TLS_HANDSHAKE => {
+            // Clients that try https first wait up to 10 s for an answer to their ClientHello,
+            // unless the connection ends.
+            debug!("closed a connection that speaks TLS to this plain HTTP port");
+            return;
+        }
+        Ok(Ok(1..)) => {}
+        Ok(Ok(0) | Err(_)) | Err(_) => return,
+    }
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(%error, "cannot set TCP_NODELAY");
+    }
+
+    let head_seen = HeadSeen::default();
+    let io = TokioIo::new(HeadDeadline::new(stream, head_seen.clone(), HEAD_TIMEOUT));
+    let service = service_fn(move |request| {
+        head_seen.set();
+        let reply = handler(request);
+        async move { Ok::<_, Infallible>(reply.await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        // hyper counts the idle time between requests into this one.
+        .header_read_timeout(IDLE_TIMEOUT)
+        .max_headers(HEADERS_MAX)
+        .max_header_size(HEAD_BYTES_MAX)
+        .max_buf_size(WRITE_BYTES_MAX)
+        .serve_connection(io, service);
+    tokio::pin!(connection);
+
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            match tokio::time::timeout(SHUTDOWN_GRACE, &mut connection).await {
+                Ok(ended) => ended,
+                Err(_) => return,
+            }
+        }
+    };
+    if let Err(error) = ended {
+        debug!(
+            error = &error as &dyn std::error::Error,
+            "connection ended early"
+        );
+    }
+}
+
+/// An answer whose body is at hand, with its exact length. hyper leaves the body out for HEAD.
+pub(crate) fn full(status: StatusCode, content_type: &str, body: impl Into<Bytes>) -> Reply {
+    let body = body.into();
+    let length = body.len();
+    let mut reply = Response::new(
+        Full::new(body)
+            .map_err(|never| match never {})
+            .boxed_unsync(),
+    );
+    *reply.status_mut() = status;
+    let headers = reply.headers_mut();
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    if let Ok(value) = HeaderValue::from_str(content_type) {
+        headers.insert(CONTENT_TYPE, value);
+    }
+    reply
+}
+
+/// An answer whose body comes piece by piece. An error in it aborts the connection.
+pub(crate) fn streamed<S, E>(status: StatusCode, content_type: &'static str, stream: S) -> Reply
+where
+    S: Stream<Item = Result<Bytes, E>> + Send + 'static,
+    E: Into<BodyError> + 'static,
+{
+    let frames = stream.map_ok(Frame::data).map_err(Into::into);
+    let mut reply = Response::new(BodyExt::boxed_unsync(StreamBody::new(frames)));
+    *reply.status_mut() = status;
+    reply
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    reply
+}
