@@ -28,7 +28,7 @@ mod tests;
 mod verify;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs,
     path::PathBuf,
     sync::{
@@ -156,7 +156,7 @@ impl Store {
     /// [`StoreError::InUse`] while another daemon has it; [`StoreError::Newer`] or
     /// [`StoreError::NotAVersion`], with nothing touched, where it is not for this build to read;
     /// file-system errors.
-    pub fn open(config: StoreConfig) -> Result<Self, StoreError> {
+    pub fn open(config: &StoreConfig) -> Result<Self, StoreError> {
         let layout = Layout::open(&config.dir)?;
         let index = Index::open(&layout.index())?;
         let mut found = scan(&layout, &index)?;
@@ -411,12 +411,11 @@ fn scan(layout: &Layout, index: &Index) -> Result<Vec<Arc<Entry>>, StoreError> {
         }
     }
     let mut found = Vec::new();
+    let mut in_place = HashSet::new();
     for home in [Home::Blobs, Home::Partial] {
         for digest in layout.digests(home)? {
             let files = layout.files(&digest, home);
-            let known = found
-                .iter()
-                .any(|entry: &Arc<Entry>| entry.digest == digest);
+            let known = home == Home::Partial && in_place.contains(&digest);
             let header = Sidecar::header(&files.sidecar).filter(|header| header.digest == digest);
             let (Some(header), Ok(data), false) = (header, fs::metadata(&files.data), known) else {
                 tracing::warn!(
@@ -435,6 +434,7 @@ fn scan(layout: &Layout, index: &Index) -> Result<Vec<Arc<Entry>>, StoreError> {
                     .map_or(0, |since| since.as_secs())
             });
             entry.touched.store(last_use, Ordering::Relaxed);
+            in_place.insert(digest);
             found.push(Arc::new(entry));
         }
     }

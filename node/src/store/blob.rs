@@ -525,7 +525,7 @@ impl Blob {
         if *home != Some(Home::Partial) || self.state() != BlobState::Complete {
             return Ok(());
         }
-        let sync = |error| StoreError::io("sync", self.digest(), error);
+        let sync = |error| StoreError::io("sync", &self.digest(), error);
         self.data.sync_data().map_err(sync)?;
         lock(&self.sidecar).sync().map_err(sync)?;
         self.shared.layout.rename(&self.digest(), Home::Blobs)?;
@@ -631,6 +631,10 @@ impl Blob {
     }
 
     fn io(&self, action: &'static str, index: u32, error: io::Error) -> StoreError {
-        StoreError::io(action, format!("chunk {index} of {}", self.digest()), error)
+        StoreError::io(
+            action,
+            &format_args!("chunk {index} of {}", self.digest()),
+            error,
+        )
     }
 }

@@ -1,7 +1,7 @@
 //! What can go wrong in the store, one variant per thing a caller can do something about.
 
 use std::{
-    io,
+    fmt, io,
     path::{Path, PathBuf},
 };
 
@@ -129,17 +129,19 @@ pub enum StoreError {
 
 impl StoreError {
     /// A file-system error, told apart by whether the disk is full.
-    pub(super) fn io(action: &'static str, what: impl ToString, source: io::Error) -> Self {
+    pub(super) fn io(action: &'static str, what: &dyn fmt::Display, source: io::Error) -> Self {
         let what = what.to_string();
-        match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                Self::DiskFull { action, what }
-            }
-            _ => Self::Io {
+        if matches!(
+            source.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        ) {
+            Self::DiskFull { action, what }
+        } else {
+            Self::Io {
                 action,
                 what,
                 source,
-            },
+            }
         }
     }
 
@@ -153,6 +155,6 @@ impl StoreError {
         action: &'static str,
         path: &'a Path,
     ) -> impl FnOnce(io::Error) -> Self + use<'a> {
-        move |source| Self::io(action, path.display(), source)
+        move |source| Self::io(action, &path.display(), source)
     }
 }

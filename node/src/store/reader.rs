@@ -79,15 +79,14 @@ impl Reader {
     }
 
     async fn piece(&mut self) -> Result<Option<Bytes>, PullError> {
-        let piece = match self.pending.take() {
-            Some(piece) => piece,
-            None => {
-                let end = self.wait().await?;
-                if end == self.at {
-                    return Ok(None);
-                }
-                self.start(end)
+        let piece = if let Some(piece) = self.pending.take() {
+            piece
+        } else {
+            let end = self.wait().await?;
+            if end == self.at {
+                return Ok(None);
             }
+            self.start(end)
         };
         let bytes = match piece.bytes.await {
             Ok(Ok(bytes)) => bytes,
@@ -120,7 +119,7 @@ impl Reader {
                 _ = self.progress.changed() => {}
                 () = async {
                     self.line.waits_for(chunk).await;
-                    std::future::pending().await
+                    std::future::pending::<()>().await;
                 } => {}
             }
         }

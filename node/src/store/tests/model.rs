@@ -158,13 +158,13 @@ impl World {
                 blob.write_ahead(index, (upto / 2) as u32, &chunk[upto / 2..upto])
                     .unwrap();
                 let committed = blob.commit_chunk(index, &sample.attestation(index));
-                if self.have.contains_key(&index) {
-                    assert!(!committed.unwrap());
-                } else {
-                    assert_eq!(committed.is_ok(), sixteenths == 16);
-                    if sixteenths == 16 {
-                        self.have.insert(index, truth);
-                    }
+                let known = self.have.contains_key(&index);
+                assert_eq!(
+                    committed.ok(),
+                    (known || sixteenths == 16).then_some(!known)
+                );
+                if sixteenths == 16 {
+                    self.have.entry(index).or_insert(truth);
                 }
             }
             Step::Abandon { index } => self.blob().abandon_ahead(index),

@@ -97,7 +97,7 @@ async fn a_crash_between_complete_and_in_its_place_is_resumed_and_hashed_again()
 fn a_directory_of_a_newer_version_is_refused_and_not_touched() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("VERSION"), "2\n").unwrap();
-    let error = Store::open(config(&dir)).err().unwrap();
+    let error = Store::open(&config(&dir)).err().unwrap();
     assert!(
         matches!(
             error,
@@ -113,7 +113,7 @@ fn a_directory_of_a_newer_version_is_refused_and_not_touched() {
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
 
     fs::write(dir.path().join("VERSION"), "hello").unwrap();
-    let error = Store::open(config(&dir)).err().unwrap();
+    let error = Store::open(&config(&dir)).err().unwrap();
     assert!(matches!(error, StoreError::NotAVersion(_)), "{error}");
 }
 
@@ -121,7 +121,7 @@ fn a_directory_of_a_newer_version_is_refused_and_not_touched() {
 fn a_second_open_is_refused_until_the_first_is_gone() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
-    let error = Store::open(config(&dir)).err().unwrap();
+    let error = Store::open(&config(&dir)).err().unwrap();
     assert!(matches!(error, StoreError::InUse(_)), "{error}");
     drop(store);
     open(&dir);

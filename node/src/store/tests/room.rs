@@ -98,7 +98,7 @@ fn a_partial_blob_that_nobody_fetches_gives_way() {
 fn free_disk_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let min_free_bytes = u64::MAX / 2;
-    let store = Store::open(StoreConfig {
+    let store = Store::open(&StoreConfig {
         min_free_bytes,
         ..config(&dir)
     })

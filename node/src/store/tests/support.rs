@@ -129,12 +129,12 @@ pub(super) fn config(dir: &TempDir) -> StoreConfig {
 }
 
 pub(super) fn open(dir: &TempDir) -> Store {
-    Store::open(config(dir)).unwrap()
+    Store::open(&config(dir)).unwrap()
 }
 
 pub(super) fn with_quota(dir: &TempDir, quota_bytes: u64) -> Store {
     let quota_bytes = Some(quota_bytes);
-    Store::open(StoreConfig {
+    Store::open(&StoreConfig {
         quota_bytes,
         ..config(dir)
     })
