@@ -6,31 +6,34 @@ use super::support::*;
 use crate::store::{Store, StoreConfig, StoreError};
 
 #[tokio::test]
-async fn the_least_recently_used_blob_goes_first() {
+async fn the_least_recently_used_blobs_go_first() {
     let dir = tempfile::tempdir().unwrap();
-    let store = with_quota(&dir, 300);
-    let samples: Vec<_> = (0..3).map(|seed| Sample::new(seed, 100)).collect();
+    let store = with_quota(&dir, 800);
+    let samples: Vec<_> = (0..8).map(|seed| Sample::new(seed, 100)).collect();
     for sample in &samples {
         sample.complete(&store).await;
     }
     drop(store.get(&samples[0].digest).unwrap());
     drop(
         store
-            .begin(Sample::new(9, 100).digest, BlobKind::Blob, 100)
+            .begin(Sample::new(9, 350).digest, BlobKind::Blob, 350)
             .unwrap(),
     );
-    assert!(
-        store.get(&samples[1].digest).is_none(),
-        "used least recently"
+    let gone: Vec<_> = samples[1..5].iter().map(|sample| sample.digest).collect();
+    assert_eq!(
+        store.evictions(),
+        gone,
+        "all but the one that was used again"
     );
-    assert!(!blob_file(&dir, &samples[1].digest).exists());
-    assert!(store.get(&samples[0].digest).is_some());
-    assert!(store.get(&samples[2].digest).is_some());
-    assert_eq!(store.evictions(), [samples[1].digest]);
     assert!(store.evictions().is_empty(), "told once");
+    for (number, sample) in samples.iter().enumerate() {
+        let stays = !(1..5).contains(&number);
+        assert_eq!(store.get(&sample.digest).is_some(), stays, "{number}");
+        assert_eq!(blob_file(&dir, &sample.digest).exists(), stays, "{number}");
+    }
     let usage = store.usage().unwrap();
-    assert_eq!((usage.bytes_used, usage.quota), (300, Some(300)));
-    assert_eq!((usage.blobs, usage.partials), (2, 1));
+    assert_eq!((usage.bytes_used, usage.quota), (750, Some(800)));
+    assert_eq!((usage.blobs, usage.partials), (4, 1));
 }
 
 #[tokio::test]
