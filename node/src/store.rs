@@ -26,6 +26,7 @@ mod tags;
 #[cfg(test)]
 mod tests;
 mod verify;
+mod view;
 
 use std::{
     collections::{HashMap, HashSet},

@@ -1,11 +1,11 @@
 //! One open blob: its chunks on disk, and what readers may see of it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fmt,
     fs::{File, OpenOptions},
     io,
-    ops::{Range, RangeInclusive},
+    ops::Range,
     os::unix::fs::FileExt,
     sync::{Arc, Mutex, MutexGuard, atomic::Ordering},
 };
@@ -26,6 +26,7 @@ use super::{
     layout::{Home, allocate},
     lock,
     sidecar::Sidecar,
+    view::{Seen, Sight, View},
 };
 use crate::content::PullError;
 
@@ -64,63 +65,6 @@ impl fmt::Debug for Blob {
             "{:?} {:?} {:?}",
             self.entry.digest, view.state, view.have
         )
-    }
-}
-
-/// What readers may see. Never locked while the disk works.
-pub(super) struct View {
-    pub(super) state: BlobState,
-    pub(super) have: Bitfield,
-    /// Bytes from the start of a chunk that this node itself has read from the origin so far.
-    ahead: BTreeMap<u32, u32>,
-    /// Bytes from the start of a chunk that were in `ahead` at some time, and may have been read.
-    exposed: BTreeMap<u32, u32>,
-    /// The last change of bytes that may have been read, by chunk.
-    changes: BTreeMap<u32, u64>,
-    /// Counts those changes.
-    pub(super) epoch: u64,
-    /// How often readers were broken off, and why the last time.
-    failures: u64,
-    failure: Option<PullError>,
-}
-
-/// How far a reader knows of changes and failures.
-pub(super) struct Seen {
-    pub(super) epoch: u64,
-    failures: u64,
-}
-
-/// What a reader finds at a position.
-pub(super) enum Sight {
-    /// Bytes up to here.
-    Ready(u64),
-    /// Nothing yet.
-    Wait,
-}
-
-impl View {
-    fn new(have: Bitfield, state: BlobState) -> Self {
-        Self {
-            state,
-            have,
-            ahead: BTreeMap::new(),
-            exposed: BTreeMap::new(),
-            changes: BTreeMap::new(),
-            epoch: 0,
-            failures: 0,
-            failure: None,
-        }
-    }
-
-    /// Notes that bytes of a chunk that may have been read are no longer what they were.
-    fn changed(&mut self, index: u32) {
-        self.epoch += 1;
-        self.changes.insert(index, self.epoch);
-    }
-
-    /// Whether bytes of these chunks changed after `epoch`.
-    pub(super) fn changed_since(&self, epoch: u64, chunks: RangeInclusive<u32>) -> bool {
-        epoch < self.epoch && self.changes.range(chunks).any(|(_, at)| *at > epoch)
     }
 }
 

@@ -11,8 +11,9 @@ use tokio::{
 };
 
 use super::{
-    blob::{Blob, BlobState, Seen, Sight},
+    blob::{Blob, BlobState},
     demand::{Demand, Line},
+    view::{Seen, Sight},
 };
 use crate::content::PullError;
 
