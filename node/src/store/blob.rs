@@ -1,0 +1,584 @@
+//! One open blob: its chunks on disk, and what readers may see of it.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    fs::{File, OpenOptions},
+    io,
+    ops::Range,
+    os::unix::fs::FileExt,
+    sync::{Arc, Mutex, MutexGuard, atomic::Ordering},
+};
+
+use bytes::{Bytes, BytesMut};
+use shoal_protocol::{
+    attest::Attestation,
+    chunk::{Bitfield, Geometry},
+    digest::Digest,
+    directory::NodeId,
+    message::BlobKind,
+};
+use tokio::sync::watch;
+
+use super::{
+    Entry, Shared,
+    error::StoreError,
+    layout::{Home, allocate},
+    lock,
+    sidecar::Sidecar,
+    view::{Seen, Sight, View},
+};
+use crate::content::PullError;
+
+/// How many chunks of one blob can be written at once.
+const STRIPES: usize = 16;
+
+/// Whether a blob's digest has matched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlobState {
+    /// Chunks are missing, or the digest of the whole has not matched yet.
+    Partial,
+    /// Every chunk is here and the digest of the whole has matched.
+    Complete,
+}
+
+/// An open blob. While anyone holds it, it is not evicted.
+pub struct Blob {
+    shared: Arc<Shared>,
+    entry: Arc<Entry>,
+    data: File,
+    sidecar: Mutex<Sidecar>,
+    /// Whoever changes the bytes of a chunk holds the stripe of its index.
+    stripes: [Mutex<()>; STRIPES],
+    view: Mutex<View>,
+    /// Counts changes of the view, for those who wait.
+    progress: watch::Sender<u64>,
+    /// One verification at a time.
+    pub(super) verifying: tokio::sync::Mutex<()>,
+}
+
+impl fmt::Debug for Blob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let view = self.view();
+        write!(
+            f,
+            "{:?} {:?} {:?}",
+            self.entry.digest, view.state, view.have
+        )
+    }
+}
+
+impl Blob {
+    /// Makes the files of a new blob, for which room was made.
+    pub(super) fn create(
+        shared: &Arc<Shared>,
+        entry: &Arc<Entry>,
+    ) -> Result<Arc<Self>, StoreError> {
+        let files = shared.layout.files(&entry.digest, Home::Partial);
+        let chunks = Geometry::new(entry.size).chunks();
+        let made = (|| {
+            let sidecar = Sidecar::create(&files.sidecar, &entry.header(), chunks)
+                .map_err(StoreError::at("create", &files.sidecar))?;
+            let data = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .open(&files.data)
+                .map_err(StoreError::at("create", &files.data))?;
+            allocate(&data, entry.size).map_err(StoreError::at("allocate", &files.data))?;
+            Ok((data, sidecar))
+        })();
+        match made {
+            Ok((data, sidecar)) => {
+                let view = View::new(Bitfield::new(chunks), BlobState::Partial);
+                Ok(Self::assemble(shared, entry, data, sidecar, view))
+            }
+            Err(error) => {
+                files.delete()?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Opens a blob that is on disk. One that is not known to be complete is hashed chunk by
+    /// chunk: what does not match its attestation does not count.
+    pub(super) fn open(shared: &Arc<Shared>, entry: &Arc<Entry>) -> Result<Arc<Self>, StoreError> {
+        let home = lock(&entry.home).unwrap_or(Home::Partial);
+        let files = shared.layout.files(&entry.digest, home);
+        let chunks = Geometry::new(entry.size).chunks();
+        let data = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&files.data)
+            .map_err(StoreError::at("open", &files.data))?;
+        let sidecar = Sidecar::open(&files.sidecar, chunks)
+            .map_err(StoreError::at("read", &files.sidecar))?;
+        let whole = home == Home::Blobs && entry.is_complete() && sidecar.is_full();
+        if whole {
+            let view = View::new(Bitfield::full(chunks), BlobState::Complete);
+            return Ok(Self::assemble(shared, entry, data, sidecar, view));
+        }
+        allocate(&data, entry.size).map_err(StoreError::at("allocate", &files.data))?;
+        let view = View::new(Bitfield::new(chunks), BlobState::Partial);
+        let blob = Self::assemble(shared, entry, data, sidecar, view);
+        blob.demote()?;
+        for index in 0..chunks {
+            let Some(attestation) = blob.recorded(index) else {
+                continue;
+            };
+            if blob.holds(index, &attestation) {
+                lock(&blob.view).have.insert(index);
+            } else {
+                blob.append(index, None)?;
+            }
+        }
+        Ok(blob)
+    }
+
+    fn assemble(
+        shared: &Arc<Shared>,
+        entry: &Arc<Entry>,
+        data: File,
+        sidecar: Sidecar,
+        view: View,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            shared: Arc::clone(shared),
+            entry: Arc::clone(entry),
+            data,
+            sidecar: Mutex::new(sidecar),
+            stripes: std::array::from_fn(|_| Mutex::new(())),
+            view: Mutex::new(view),
+            progress: watch::Sender::new(0),
+            verifying: tokio::sync::Mutex::new(()),
+        })
+    }
+
+    /// Its name.
+    pub fn digest(&self) -> Digest {
+        self.entry.digest
+    }
+
+    /// Manifest or not.
+    pub fn kind(&self) -> BlobKind {
+        self.entry.kind
+    }
+
+    /// Its size in bytes.
+    pub fn size(&self) -> u64 {
+        self.entry.size
+    }
+
+    /// How it is cut into chunks.
+    pub fn geometry(&self) -> Geometry {
+        Geometry::new(self.entry.size)
+    }
+
+    /// The chunks that are here and were checked.
+    pub fn have(&self) -> Bitfield {
+        self.view().have.clone()
+    }
+
+    /// Whether its digest has matched.
+    pub fn state(&self) -> BlobState {
+        self.view().state
+    }
+
+    /// Stores a chunk; `false` if it was here. The caller has checked the attestation's signature;
+    /// that the bytes are the attested ones is checked here.
+    ///
+    /// # Errors
+    /// [`StoreError::Mismatch`] if they are not; [`StoreError::OutOfPlace`] if there is no such
+    /// chunk; file-system errors, [`StoreError::DiskFull`] among them. Nothing is stored then.
+    pub fn write_chunk(
+        &self,
+        index: u32,
+        bytes: &[u8],
+        attestation: &Attestation,
+    ) -> Result<bool, StoreError> {
+        self.check_index(index)?;
+        if self.has(index) {
+            return Ok(false);
+        }
+        if bytes.len() != self.geometry().len(index) as usize || !attestation.covers(bytes) {
+            return Err(StoreError::Mismatch {
+                digest: self.digest(),
+                index,
+            });
+        }
+        let _writing = self.stripe(index);
+        if self.has(index) {
+            return Ok(false);
+        }
+        self.put(index, 0, bytes)?;
+        self.admit(index, attestation)?;
+        Ok(true)
+    }
+
+    /// Writes bytes that this node itself reads from the origin, in order from the start of the
+    /// chunk. Local readers see them at once; the chunk is not counted before
+    /// [`commit_chunk`](Self::commit_chunk). Offset 0 begins the chunk anew. Does nothing where
+    /// the chunk is here already.
+    ///
+    /// # Errors
+    /// [`StoreError::OutOfPlace`] if the bytes do not follow on the last, or do not fit the chunk;
+    /// file-system errors.
+    pub fn write_ahead(&self, index: u32, offset: u32, bytes: &[u8]) -> Result<(), StoreError> {
+        self.check_index(index)?;
+        let _writing = self.stripe(index);
+        {
+            let mut view = self.view();
+            if view.have.contains(index) {
+                return Ok(());
+            }
+            if offset == 0 {
+                view.ahead.remove(&index);
+            }
+            let at = view.ahead.get(&index).copied().unwrap_or(0);
+            let room = self.geometry().len(index).saturating_sub(offset);
+            if offset != at || bytes.len() > room as usize {
+                return Err(StoreError::OutOfPlace {
+                    digest: self.digest(),
+                    index,
+                    offset,
+                });
+            }
+        }
+        self.put(index, offset, bytes)?;
+        {
+            let mut view = self.view();
+            let end = offset + bytes.len() as u32;
+            view.ahead.insert(index, end);
+            let exposed = view.exposed.entry(index).or_default();
+            *exposed = end.max(*exposed);
+        }
+        self.publish();
+        Ok(())
+    }
+
+    /// Counts the chunk that [`write_ahead`](Self::write_ahead) has written whole; `false` if it
+    /// was counted already.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] if bytes are wanting; [`StoreError::Mismatch`] if the attestation
+    /// names others, and then they are abandoned; file-system errors.
+    pub fn commit_chunk(&self, index: u32, attestation: &Attestation) -> Result<bool, StoreError> {
+        self.check_index(index)?;
+        let _writing = self.stripe(index);
+        {
+            let view = self.view();
+            if view.have.contains(index) {
+                return Ok(false);
+            }
+            let ahead = view.ahead.get(&index).copied().unwrap_or(0);
+            if ahead != self.geometry().len(index) {
+                return Err(StoreError::Missing {
+                    digest: self.digest(),
+                    index,
+                });
+            }
+        }
+        // Read back, and not hashed on the way in: what counts is what the disk gives.
+        if !self.holds(index, attestation) {
+            self.view().ahead.remove(&index);
+            self.publish();
+            return Err(StoreError::Mismatch {
+                digest: self.digest(),
+                index,
+            });
+        }
+        self.admit(index, attestation)?;
+        Ok(true)
+    }
+
+    /// Takes back bytes written ahead: the read from the origin broke off. A reader that has had
+    /// them waits for the chunk, and is broken off if it turns out to hold other bytes.
+    pub fn abandon_ahead(&self, index: u32) {
+        let _writing = self.stripe(index);
+        if self.view().ahead.remove(&index).is_some() {
+            self.publish();
+        }
+    }
+
+    /// A chunk and who vouches for it, to be sent to a peer. Not hashed again: the receiver does.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] if it is not here; file-system errors.
+    pub fn read_chunk(&self, index: u32) -> Result<(Bytes, Attestation), StoreError> {
+        let attestation = self.attestation(index).ok_or(StoreError::Missing {
+            digest: self.digest(),
+            index,
+        })?;
+        let bytes = self
+            .read(self.geometry().range(index))
+            .map_err(|error| self.io("read", index, error))?;
+        Ok((bytes, attestation))
+    }
+
+    /// Who vouches for a chunk that is here.
+    pub fn attestation(&self, index: u32) -> Option<Attestation> {
+        self.has(index).then(|| self.recorded(index))?
+    }
+
+    /// Everyone who vouches for a chunk that is here.
+    pub fn signers(&self) -> Vec<NodeId> {
+        let signers: BTreeSet<_> = self
+            .have()
+            .iter()
+            .filter_map(|index| Some(self.attestation(index)?.signer))
+            .collect();
+        signers.into_iter().collect()
+    }
+
+    /// Hashes a chunk again. One that is rotten is dropped, and a complete blob becomes partial.
+    /// `false` if the chunk is rotten or not here.
+    ///
+    /// # Errors
+    /// File-system errors on the way of dropping it.
+    pub fn check_chunk(&self, index: u32) -> Result<bool, StoreError> {
+        {
+            let _writing = self.stripe(index);
+            if !self.has(index) {
+                return Ok(false);
+            }
+            if self
+                .recorded(index)
+                .is_some_and(|attestation| self.holds(index, &attestation))
+            {
+                return Ok(true);
+            }
+        }
+        tracing::warn!(
+            "chunk {index} of {} is rotten on disk; dropping it",
+            self.digest()
+        );
+        self.drop_chunk(index)?;
+        Ok(false)
+    }
+
+    /// Drops a chunk, to be fetched again; `false` if it was not here. A complete blob becomes
+    /// partial. Readers that have had bytes of the chunk are broken off.
+    ///
+    /// # Errors
+    /// File-system errors; the chunk does not count even so.
+    pub fn drop_chunk(&self, index: u32) -> Result<bool, StoreError> {
+        let was_complete = {
+            let _writing = self.stripe(index);
+            let was_complete = {
+                let mut view = self.view();
+                if !view.have.remove(index) {
+                    return Ok(false);
+                }
+                view.changed(index);
+                std::mem::replace(&mut view.state, BlobState::Partial) == BlobState::Complete
+            };
+            self.publish();
+            self.append(index, None)?;
+            was_complete
+        };
+        if was_complete {
+            self.demote()?;
+        }
+        Ok(true)
+    }
+
+    /// Breaks off all who read it now with this error. Who comes later reads again.
+    pub fn fail(&self, error: PullError) {
+        {
+            let mut view = self.view();
+            view.failures += 1;
+            view.failure = Some(error);
+        }
+        self.publish();
+    }
+
+    /// Bytes of the file, checked or not.
+    pub(super) fn read(&self, range: Range<u64>) -> io::Result<Bytes> {
+        let mut bytes = BytesMut::zeroed((range.end - range.start) as usize);
+        self.data.read_exact_at(&mut bytes, range.start)?;
+        Ok(bytes.freeze())
+    }
+
+    pub(super) fn view(&self) -> MutexGuard<'_, View> {
+        lock(&self.view)
+    }
+
+    pub(super) fn watch(&self) -> watch::Receiver<u64> {
+        self.progress.subscribe()
+    }
+
+    /// Tells those who wait that the view has changed.
+    pub(super) fn publish(&self) {
+        self.progress.send_modify(|count| *count += 1);
+    }
+
+    /// What a new reader knows.
+    pub(super) fn seen(&self) -> Seen {
+        let view = self.view();
+        Seen {
+            epoch: view.epoch,
+            failures: view.failures,
+        }
+    }
+
+    /// How far a reader can read from `at`, on the way to `end`. The last byte of a blob is held
+    /// back until its digest has matched.
+    pub(super) fn sight(&self, at: u64, end: u64) -> Sight {
+        let view = self.view();
+        let visible = match (view.state, view.have.next_clear(Geometry::index_of(at))) {
+            (BlobState::Complete, _) => self.size(),
+            (BlobState::Partial, None) => self.size().saturating_sub(1),
+            (BlobState::Partial, Some(index)) => {
+                let ahead = view.ahead.get(&index).copied().unwrap_or(0);
+                let visible = self.geometry().range(index).start + u64::from(ahead);
+                visible.min(self.size().saturating_sub(1))
+            }
+        };
+        let empty_and_whole = self.size() == 0 && view.state == BlobState::Complete;
+        if visible.min(end) > at || empty_and_whole || (at == end && self.size() > 0) {
+            Sight::Ready(visible.min(end).max(at))
+        } else {
+            Sight::Wait
+        }
+    }
+
+    /// Whether a reader that has read these bytes may go on.
+    pub(super) fn vouch(&self, seen: &mut Seen, read: Range<u64>) -> Result<(), PullError> {
+        let view = self.view();
+        if seen.failures < view.failures
+            && let Some(error) = &view.failure
+        {
+            return Err(error.clone());
+        }
+        let chunks = Geometry::index_of(read.start)..=Geometry::index_of(read.end.max(1) - 1);
+        if !read.is_empty() && view.changed_since(seen.epoch, chunks) {
+            return Err(PullError::Corrupt(format!(
+                "bytes of {} that were already sent turned out to be wrong; pull again",
+                self.digest()
+            )));
+        }
+        seen.epoch = view.epoch;
+        Ok(())
+    }
+
+    /// Makes a complete blob last: synced, then moved to its place. Until then it is a partial
+    /// blob to a restart, which hashes it again.
+    pub(super) fn promote(&self) -> Result<(), StoreError> {
+        let mut home = lock(&self.entry.home);
+        if *home != Some(Home::Partial) || self.state() != BlobState::Complete {
+            return Ok(());
+        }
+        let sync = |error| StoreError::io("sync", &self.digest(), error);
+        self.data.sync_data().map_err(sync)?;
+        lock(&self.sidecar).sync().map_err(sync)?;
+        self.shared.layout.rename(&self.digest(), Home::Blobs)?;
+        *home = Some(Home::Blobs);
+        Ok(())
+    }
+
+    /// Says that the digest has matched. The caller has the view.
+    pub(super) fn completed(&self, view: &mut View) {
+        view.state = BlobState::Complete;
+        self.entry.complete.store(true, Ordering::Release);
+    }
+
+    /// A blob that is not complete, or no more, is kept with the partial ones.
+    fn demote(&self) -> Result<(), StoreError> {
+        {
+            let view = self.view();
+            if view.state == BlobState::Partial && self.entry.complete.swap(false, Ordering::AcqRel)
+            {
+                self.shared.lost(self.digest());
+            }
+        }
+        let mut home = lock(&self.entry.home);
+        // It may have been completed again by another thread meanwhile.
+        if *home == Some(Home::Blobs) && self.state() == BlobState::Partial {
+            self.shared.layout.rename(&self.digest(), Home::Partial)?;
+            *home = Some(Home::Partial);
+        }
+        Ok(())
+    }
+
+    /// Writes bytes of a chunk. Where readers may have had others in their place, those readers
+    /// are told. The caller holds the stripe.
+    fn put(&self, index: u32, offset: u32, bytes: &[u8]) -> Result<(), StoreError> {
+        let start = self.geometry().range(index).start + u64::from(offset);
+        let exposed = self.view().exposed.get(&index).copied().unwrap_or(0);
+        let overlap = exposed.saturating_sub(offset).min(bytes.len() as u32);
+        let differs = overlap > 0
+            && self
+                .read(start..start + u64::from(overlap))
+                .map_err(|error| self.io("read", index, error))?
+                != bytes[..overlap as usize];
+        if differs {
+            // Nobody may begin to read the old bytes any more.
+            self.view().ahead.remove(&index);
+        }
+        let written = self.data.write_all_at(bytes, start);
+        if differs {
+            self.view().changed(index);
+        }
+        written.map_err(|error| self.io("write", index, error))
+    }
+
+    /// Counts a chunk whose bytes are written and checked. The caller holds the stripe.
+    fn admit(&self, index: u32, attestation: &Attestation) -> Result<(), StoreError> {
+        self.append(index, Some(attestation))?;
+        {
+            let mut view = self.view();
+            view.have.insert(index);
+            view.ahead.remove(&index);
+            view.exposed.remove(&index);
+        }
+        self.publish();
+        Ok(())
+    }
+
+    fn append(&self, index: u32, attestation: Option<&Attestation>) -> Result<(), StoreError> {
+        lock(&self.sidecar)
+            .append(index, attestation)
+            .map_err(|error| self.io("record", index, error))
+    }
+
+    fn recorded(&self, index: u32) -> Option<Attestation> {
+        lock(&self.sidecar).get(index)
+    }
+
+    /// Whether the disk holds what is attested.
+    fn holds(&self, index: u32, attestation: &Attestation) -> bool {
+        attestation.len == self.geometry().len(index)
+            && self
+                .read(self.geometry().range(index))
+                .is_ok_and(|bytes| attestation.covers(&bytes))
+    }
+
+    fn has(&self, index: u32) -> bool {
+        self.view().have.contains(index)
+    }
+
+    fn stripe(&self, index: u32) -> MutexGuard<'_, ()> {
+        lock(&self.stripes[index as usize % STRIPES])
+    }
+
+    fn check_index(&self, index: u32) -> Result<(), StoreError> {
+        if index < self.geometry().chunks() {
+            Ok(())
+        } else {
+            Err(StoreError::OutOfPlace {
+                digest: self.digest(),
+                index,
+                offset: 0,
+            })
+        }
+    }
+
+    fn io(&self, action: &'static str, index: u32, error: io::Error) -> StoreError {
+        StoreError::io(
+            action,
+            &format_args!("chunk {index} of {}", self.digest()),
+            error,
+        )
+    }
+}
