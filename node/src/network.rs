@@ -276,18 +276,17 @@ async fn listen(engine: &mut Engine, address: SocketAddr) -> Result<SocketAddr, 
         .map_err(|error| failed(io::Error::other(error)))?;
     let report = async {
         loop {
-            match engine.swarm().select_next_some().await {
-                SwarmEvent::NewListenAddr {
-                    listener_id,
-                    address: at,
-                } if listener_id == listener => {
-                    return port_of(&at);
-                }
-                // A peer may be here before all listeners are up.
-                event => {
-                    let _ = engine.handle_swarm(event).await;
-                }
+            let event = engine.swarm().select_next_some().await;
+            if let SwarmEvent::NewListenAddr {
+                listener_id,
+                address: at,
+            } = &event
+                && *listener_id == listener
+            {
+                return port_of(at);
             }
+            // A peer may be here before all listeners are up.
+            let _ = engine.handle_swarm(event).await;
         }
     };
     match tokio::time::timeout(LISTEN_TIMEOUT, report).await {
@@ -297,9 +296,12 @@ async fn listen(engine: &mut Engine, address: SocketAddr) -> Result<SocketAddr, 
 }
 
 fn port_of(address: &Multiaddr) -> Option<u16> {
-    address.iter().find_map(|part| match part {
-        Protocol::Tcp(port) => Some(port),
-        _ => None,
+    address.iter().find_map(|part| {
+        if let Protocol::Tcp(port) = part {
+            Some(port)
+        } else {
+            None
+        }
     })
 }
 
@@ -390,7 +392,8 @@ impl Network {
         }
     }
 
-    /// Lets this chunk in, once. What was not expected is read and forgotten.
+    /// Lets this chunk in, once: until it has come, or [`unexpect`](Self::unexpect) is called,
+    /// whatever becomes of connections. What was not expected is read and forgotten.
     pub fn expect(&self, from: Peer, blob: Digest, index: u32) {
         self.shared.mailboxes.of(from).expect(blob, index);
     }

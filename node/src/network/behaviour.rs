@@ -91,10 +91,13 @@ impl Streams {
 }
 
 fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
-    match address.iter().next()? {
-        Protocol::Ip4(ip) => Some(ip.into()),
-        Protocol::Ip6(ip) => Some(ip.to_canonical()),
-        _ => None,
+    let first = address.iter().next()?;
+    if let Protocol::Ip4(ip) = first {
+        Some(ip.into())
+    } else if let Protocol::Ip6(ip) = first {
+        Some(ip.to_canonical())
+    } else {
+        None
     }
 }
 
@@ -147,14 +150,10 @@ impl NetworkBehaviour for Streams {
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
-        match event {
-            FromSwarm::ConnectionEstablished(established) => {
-                self.handshakes.remove(&established.connection_id);
-            }
-            FromSwarm::ListenFailure(failure) => {
-                self.handshakes.remove(&failure.connection_id);
-            }
-            _ => {}
+        if let FromSwarm::ConnectionEstablished(established) = event {
+            self.handshakes.remove(&established.connection_id);
+        } else if let FromSwarm::ListenFailure(failure) = event {
+            self.handshakes.remove(&failure.connection_id);
         }
     }
 
@@ -215,6 +214,10 @@ impl ConnectionHandler for Handler {
     }
 
     fn on_connection_event(&mut self, event: ConnectionEvent<'_, Accept, Open>) {
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "libp2p's, and it grows; what else it tells is of no use here"
+        )]
         let event = match event {
             ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
                 protocol: (lane, stream),

@@ -55,6 +55,8 @@ struct Connection {
     /// Whether we send on it, or have asked for the stream to do so.
     sends: bool,
     receives: bool,
+    /// Whether it is as good as gone, though the swarm has not said so yet.
+    closing: bool,
     tasks: Vec<AbortHandle>,
 }
 
@@ -131,8 +133,8 @@ impl Engine {
                 break;
             }
         }
-        let todo = std::mem::take(&mut *lock(&self.shared.todo));
-        drop(todo);
+        // Whoever waits for a dial learns that there will be none.
+        lock(&self.shared.todo).dials.clear();
     }
 
     async fn emit(&mut self, event: NetworkEvent) -> Result<(), DriverGone> {
@@ -188,7 +190,7 @@ impl Engine {
         };
         let mut open = None;
         for (id, connection) in &self.connections {
-            if connection.peer == peer && connection.lane == Some(lane) {
+            if connection.peer == peer && connection.lane == Some(lane) && !connection.closing {
                 if connection.sends {
                     return Ok(());
                 }
@@ -266,7 +268,7 @@ impl Engine {
         let of_lane = self
             .connections
             .iter()
-            .filter(|(_, connection)| connection.lane == Some(lane));
+            .filter(|(_, connection)| connection.lane == Some(lane) && !connection.closing);
         of_lane.map(|(id, _)| *id).collect()
     }
 
@@ -290,6 +292,10 @@ impl Engine {
         }
     }
 
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "libp2p's, and it grows; what else it tells is of no use here"
+    )]
     pub(super) async fn handle_swarm(
         &mut self,
         event: SwarmEvent<(ConnectionId, StreamEvent)>,
@@ -364,17 +370,13 @@ impl Engine {
         } else {
             ConnectError::Failed(describe(error))
         };
-        match reply {
-            Some(reply) => {
-                // A waiter that is gone does not need to know.
-                let _ = reply.send(Err(failure));
-                Ok(())
-            }
-            None => {
-                let event = NetworkEvent::DialFailed(address, failure.to_string());
-                self.emit(event).await
-            }
+        if let Some(reply) = reply {
+            // A waiter that is gone does not need to know.
+            let _ = reply.send(Err(failure));
+            return Ok(());
         }
+        let event = NetworkEvent::DialFailed(address, failure.to_string());
+        self.emit(event).await
     }
 
     async fn handle_established(
@@ -402,6 +404,7 @@ impl Engine {
             activity: Activity::new(self.shared.clock),
             sends: false,
             receives: false,
+            closing: false,
             tasks: Vec::new(),
         };
         self.connections.insert(id, connection);
@@ -434,7 +437,10 @@ impl Engine {
 
     fn has_other_control(&self, peer: Peer, than: ConnectionId) -> bool {
         self.connections.iter().any(|(id, connection)| {
-            *id != than && connection.peer == peer && connection.lane == Some(Lane::Control)
+            *id != than
+                && connection.peer == peer
+                && connection.lane == Some(Lane::Control)
+                && !connection.closing
         })
     }
 
@@ -570,6 +576,7 @@ impl Engine {
     /// Closes a connection. What follows from it happens when the swarm says that it is closed.
     fn close(&mut self, id: ConnectionId) {
         if let Some(connection) = self.connections.get_mut(&id) {
+            connection.closing = true;
             for task in connection.tasks.drain(..) {
                 task.abort();
             }
@@ -658,7 +665,7 @@ impl Engine {
         let control = self.connections.values();
         connected.extend(
             control
-                .filter(|connection| connection.lane == Some(Lane::Control))
+                .filter(|connection| connection.lane == Some(Lane::Control) && !connection.closing)
                 .map(|connection| connection.peer),
         );
     }

@@ -32,7 +32,7 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig,
     SignatureScheme, SupportedCipherSuite,
     client::{
-        Resumption,
+        ResolvesClientCert, Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{
@@ -46,6 +46,7 @@ use rustls::{
     },
     pki_types::{CertificateDer, ServerName, UnixTime},
     server::danger::{ClientCertVerified, ClientCertVerifier},
+    sign::{CertifiedKey, SingleCertAndKey},
 };
 use shoal_protocol::directory::NodeId;
 use tokio::time::timeout;
@@ -256,6 +257,12 @@ fn peer_of<S>(stream: &TlsStream<S>) -> Result<PeerId, HandshakeError> {
 
 pub(super) fn tls_configs(identity: &Identity) -> Result<(ClientConfig, ServerConfig), SetupError> {
     let (certificate, key) = certificate::generate(&identity.keypair())?;
+    let key = aws_lc_rs::sign::any_supported_type(&key)?;
+    // Past rustls' own check of the pair, which does not know libp2p's critical extension.
+    let own = Arc::new(SingleCertAndKey::from(CertifiedKey::new(
+        vec![certificate],
+        key,
+    )));
     let provider = Arc::new(CryptoProvider {
         cipher_suites: CIPHER_SUITES.to_vec(),
         ..aws_lc_rs::default_provider()
@@ -265,14 +272,14 @@ pub(super) fn tls_configs(identity: &Identity) -> Result<(ClientConfig, ServerCo
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::clone(&verifier) as Arc<dyn ServerCertVerifier>)
-        .with_client_auth_cert(vec![certificate.clone()], key.clone_key())?;
+        .with_client_cert_resolver(Arc::clone(&own) as Arc<dyn ResolvesClientCert>);
     client.alpn_protocols = vec![ALPN.to_vec()];
     client.enable_sni = false;
     client.resumption = Resumption::disabled();
     let mut server = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(vec![certificate], key)?;
+        .with_cert_resolver(own);
     server.alpn_protocols = vec![ALPN.to_vec()];
     // A resumption ticket would be the first thing that a stranger gets to read.
     server.send_tls13_tickets = 0;

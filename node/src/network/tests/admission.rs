@@ -44,6 +44,19 @@ async fn a_node_of_another_cluster_is_kept_out() {
 }
 
 #[tokio::test]
+async fn who_is_kept_out_is_told_what_to_look_at() {
+    let stranger = member(&ClusterKey::generate()).await;
+    let host = member(&ClusterKey::generate()).await;
+    let refused = stranger.network.connect(host.address).await.unwrap_err();
+    assert!(
+        refused.to_string().contains("without showing a ticket"),
+        "{refused}"
+    );
+    let ours = stranger.network.connect(stranger.address).await;
+    assert_eq!(ours, Err(ConnectError::OurOwn));
+}
+
+#[tokio::test]
 async fn an_expired_ticket_does_not_let_in() {
     let key = ClusterKey::generate();
     let identity = Identity::generate();
