@@ -154,9 +154,11 @@ impl Config {
         file: Option<&Path>,
         environment: Environment<'_>,
     ) -> Result<Self, ConfigError> {
-        let named = file
-            .map(PathBuf::from)
-            .or_else(|| environment("SHOAL_CONFIG").map(PathBuf::from));
+        let named = file.map(PathBuf::from).or_else(|| {
+            environment("SHOAL_CONFIG")
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from)
+        });
         let must_exist = named.is_some();
         let path = named.unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
         let from_file = match read_file(&path) {

@@ -22,7 +22,8 @@ const SCALE: [usize; 4] = [1, 2, 4, 8];
 /// Starts a registry whose link is limited to --origin-rate and lets --nodes clients pull the
 /// image from it directly; then starts as many real daemons, each with an address, a store and a
 /// process of its own, and lets one client pull through each of them at once. Every client
-/// verifies every digest. Nothing is left behind.
+/// verifies every digest. Nothing is left behind; while it runs, the stores take --nodes times the
+/// image in the temporary directory (TMPDIR).
 ///
 /// On one machine the nodes' links are not limited, and so the lower bound is the time that the
 /// origin needs to send the image once.
