@@ -28,7 +28,7 @@ use shoal_node::config::{ByteRate, ByteSize};
 
 use client::{Client, Pull, Target};
 use image::Image;
-use progress::Progress;
+use progress::{Progress, say};
 use registry::{REPOSITORY, Registry, TAG};
 use report::Phase;
 pub(crate) use report::Report;
@@ -49,6 +49,7 @@ pub(crate) struct Plan {
 /// Runs the comparison once for each count of nodes.
 pub(crate) async fn run(plan: &Plan, counts: &[usize]) -> anyhow::Result<Vec<Report>> {
     let size = plan.image_size;
+    say(format_args!("Generating an image of {size}"));
     let image = tokio::task::spawn_blocking(move || Arc::new(Image::generate(size, SEED)))
         .await
         .context("cannot generate the image")?;
@@ -64,13 +65,18 @@ async fn compare(plan: &Plan, image: &Arc<Image>, nodes: usize) -> anyhow::Resul
         .await
         .context("cannot start the origin on 127.0.0.1")?;
 
+    say(format_args!("Pulling it directly: {nodes} at once"));
     let targets = targets(image, REPOSITORY, vec![origin.address(); nodes]);
     let pulls = pull_all("direct", image.size(), &targets).await;
     let direct = Phase::new(&pulls, origin.served(), Vec::new());
 
+    say(format_args!(
+        "Starting Shoal nodes with empty stores: {nodes}"
+    ));
     let before = origin.served();
     let swarm = Swarm::start(nodes, origin.address(), plan.keep_logs.as_deref()).await?;
     let through = self::targets(image, &format!("{UPSTREAM}/{REPOSITORY}"), swarm.mirrors());
+    say(format_args!("Pulling it through Shoal: {nodes} at once"));
     let pulls = pull_all("Shoal", image.size(), &through).await;
     let casualties = swarm.stop();
     // Read only now, so that nothing is missed that the daemons read after their clients' last

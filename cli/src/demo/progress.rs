@@ -1,6 +1,7 @@
 //! Live progress on stderr: a bar for each client on a terminal, a line now and then elsewhere.
 
 use std::{
+    fmt::Display,
     io::{self, IsTerminal, Write},
     sync::{
         Arc,
@@ -18,6 +19,12 @@ const REFRESH: Duration = Duration::from_millis(100);
 
 /// How often a line is printed where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(2);
+
+/// Says on stderr what is being done.
+pub(crate) fn say(what: impl Display) {
+    // Nobody is left to tell if stderr is closed.
+    let _ = writeln!(io::stderr(), "{what}");
+}
 
 /// Shows how far clients are until it is dropped.
 pub(crate) struct Progress(JoinHandle<()>);
@@ -88,15 +95,14 @@ async fn print_lines(label: &'static str, total: u64, received: Vec<Arc<AtomicU6
             .iter()
             .map(|received| 100 * received.load(Relaxed) / total.max(1))
             .collect();
-        // Nobody is left to tell if stderr is closed.
-        let _ = writeln!(io::stderr(), "{}", line(label, start.elapsed(), &shares));
+        say(line(label, start.elapsed(), &shares));
     }
 }
 
 fn line(label: &str, elapsed: Duration, percents: &[u64]) -> String {
     let mean = percents.iter().sum::<u64>() / (percents.len() as u64).max(1);
     format!(
-        "{label}: {:.0} s, {mean} % on average, slowest {} %, fastest {} %",
+        "  {label}: {:.0} s, {mean} % on average, slowest {} %, fastest {} %",
         elapsed.as_secs_f64(),
         percents.iter().min().unwrap_or(&0),
         percents.iter().max().unwrap_or(&0),
@@ -111,7 +117,7 @@ mod tests {
     fn a_line_sums_up_all_clients() {
         assert_eq!(
             line("Shoal", Duration::from_millis(2003), &[10, 20, 60]),
-            "Shoal: 2 s, 30 % on average, slowest 10 %, fastest 60 %"
+            "  Shoal: 2 s, 30 % on average, slowest 10 %, fastest 60 %"
         );
     }
 }
