@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{demo::DemoArgs, node::NodeArgs};
+use crate::commands::{cluster::ClusterArgs, demo::DemoArgs, node::NodeArgs};
 
 /// Pull container images through a swarm: a registry mirror on every host, one read of the origin.
 #[derive(Debug, Parser)]
@@ -16,11 +16,11 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
+/// What each one is for stands on its arguments, where clap finds it.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run the daemon: a registry mirror on this host, and a member of the swarm
     Node(Box<NodeArgs>),
-    /// See it work: pull a generated image through a swarm of nodes on this machine
+    Cluster(ClusterArgs),
     Demo(DemoArgs),
 }
 

@@ -2,19 +2,19 @@
 
 use std::{io, path::PathBuf, process::ExitCode, thread, time::Duration};
 
-use shoal_node::config::{Config, RawConfig};
+use shoal_node::config::{Config, DEFAULT_FILE, RawConfig};
 use tokio_util::sync::CancellationToken;
 
 /// How long a daemon whose parent is gone may take to stop cleanly.
 const ORPHAN_GRACE: Duration = Duration::from_secs(5);
 
-/// Run the daemon: a registry mirror on this host, and a member of the swarm.
+/// Run the daemon: a registry mirror on this host, and a member of the swarm
 ///
 /// With no option at all it mirrors every public registry for this host alone. Each option is
 /// also a variable (`--data-dir` is SHOAL_DATA_DIR, lists separated by commas) and a key of the
 /// TOML file (data_dir). A flag wins over a variable, a variable over the file.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = format!("{EXAMPLES}\n\nThe same in {DEFAULT_FILE}:\n{FILE_EXAMPLE}"))]
 pub(crate) struct NodeArgs {
     /// Configuration file [default: /etc/shoal/shoal.toml if it exists]
     #[arg(long, value_name = "FILE")]
@@ -73,6 +73,14 @@ Examples:
   docker pull 127.0.0.1:5005/registry.test/team/image:tag
   shoal node --cluster-key /etc/shoal/key --join node-1.example:5004 --quota 200GB";
 
+const FILE_EXAMPLE: &str = "\
+  cluster_key = '/etc/shoal/key'
+  join = ['node-1.example:5004']
+  quota = '200GB'
+
+  [origin]
+  'registry.test' = 'http://10.0.0.1:5000'";
+
 /// Runs the daemon until SIGINT, SIGTERM or an error.
 pub(crate) async fn run(args: NodeArgs, log: Option<String>) -> anyhow::Result<ExitCode> {
     let exit_with_parent = args.exit_with_parent;
@@ -85,15 +93,20 @@ pub(crate) async fn run(args: NodeArgs, log: Option<String>) -> anyhow::Result<E
     if exit_with_parent {
         follow_parent(shutdown.clone());
     }
-    let stop = shutdown.clone();
-    let signals = tokio::spawn(async move {
-        let first = super::interrupted().await;
-        stop.cancel();
-        first
-    });
+    tokio::spawn(stop_on_signal(shutdown.clone()));
     shoal_node::run(config, shutdown).await?;
-    signals.abort();
     Ok(ExitCode::SUCCESS)
+}
+
+/// The first signal asks the daemon to stop cleanly; the second does not wait for it.
+async fn stop_on_signal(shutdown: CancellationToken) {
+    match super::interrupted().await {
+        Ok(_) => shutdown.cancel(),
+        Err(error) => return tracing::error!("signals will not stop this node cleanly: {error:#}"),
+    }
+    if let Ok(code) = super::interrupted().await {
+        std::process::exit(i32::from(code));
+    }
 }
 
 /// A thread, because a read of stdin by the runtime would keep the runtime from ending.
@@ -159,7 +172,7 @@ mod tests {
         let cli = Cli::from_arg_matches(&matches).unwrap();
         match cli.command {
             Command::Node(args) => args.into_raw(cli.log).unwrap(),
-            Command::Demo(_) => unreachable!(),
+            Command::Cluster(_) | Command::Demo(_) => unreachable!(),
         }
     }
 
@@ -176,6 +189,17 @@ mod tests {
             .map(|long| long.replace('-', "_"))
             .collect();
         assert_eq!(flags, keys());
+    }
+
+    #[test]
+    fn the_file_in_the_help_is_valid() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("shoal.toml");
+        std::fs::write(&file, FILE_EXAMPLE).unwrap();
+        let home = |name: &str| (name == "HOME").then(|| OsString::from("/home/someone"));
+        let config = Config::load(RawConfig::default(), Some(&file), &home).unwrap();
+        assert_eq!(config.join, ["node-1.example:5004"]);
+        assert_eq!(config.origins.len(), 1);
     }
 
     #[test]
