@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! c
 
 #[allow(dead_code)]
@@ -10,3 +11,20 @@ mod commands {
 mod output;
 
 fn main() {}
+=======
+//! `shoal`: a registry mirror on every host, one read of the origin.
+
+mod args;
+mod commands;
+mod demo;
+
+use std::process::ExitCode;
+
+use args::Cli;
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    commands::run(cli).unwrap_or_else(|error| commands::report(&error))
+}
+>>>>>>> demo

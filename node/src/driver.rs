@@ -19,6 +19,7 @@ use shoal_protocol::{
     digest::Digest,
     directory::{Directory, NodeId, Peer},
     event::{Action, Event},
+    limits::CONTROL_FRAME_BYTES_MAX,
     message::{BlobKind, Hint, LeaseId, Message, OriginFailure, TagAnswer, TagKey, TagRecord},
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -44,9 +45,8 @@ pub(crate) const FACTS_MAX: usize = 1024;
 /// How often evictions are collected and gauges brought up to date.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
-/// Blobs that a node's statistics list, those in transfer first: keeps the answer well below the
-/// largest control message.
-const STATS_BLOBS_MAX: usize = 1000;
+/// Bytes of a node's statistics for another: the largest control message, with room for its frame.
+const STATS_BYTES_MAX: usize = CONTROL_FRAME_BYTES_MAX - 4096;
 
 /// What the rest of the node asks of the loop, and what tasks report to it.
 pub(crate) enum Fact {
@@ -310,7 +310,7 @@ impl Driver {
                 tracing::debug!("cannot connect to {address}: {reason}");
             }
             NetworkEvent::Message { from, message: Message::AskStats { id } } => {
-                let json = serde_json::to_vec(&self.node_stats()).unwrap_or_default();
+                let json = self.node_stats().to_json_within(STATS_BYTES_MAX);
                 self.parts.network.send(from, Message::Stats { id, json: json.into() });
             }
             NetworkEvent::Message { message: Message::Stats { id, json }, .. } => {
@@ -629,7 +629,7 @@ impl Driver {
         let complete = complete
             .filter(|(digest, ..)| !self.fetches.contains_key(digest))
             .map(|(digest, kind, size)| stat(digest, kind, size, size, true));
-        fetching.chain(complete).take(STATS_BLOBS_MAX).collect()
+        fetching.chain(complete).collect()
     }
 }
 

@@ -14,6 +14,7 @@ use futures::{Stream, StreamExt as _, TryStreamExt as _, stream, stream::BoxStre
 use serde::Deserialize;
 use shoal_protocol::{
     digest::Digest,
+    directory::{NodeId, Peer},
     limits::MANIFEST_BYTES_MAX,
     message::{BlobKind, Hint, TagAnswer, TagFailure, TagKey},
     reference::{Reference, Selector, Tag},
@@ -160,7 +161,6 @@ impl Handle {
         match answer {
             TagAnswer::Fresh(record) => Ok((record.digest, None)),
             TagAnswer::Stale(record, reason) => {
-                self.0.parts.metrics.stale_tags.increment();
                 let age_seconds = unix_seconds().saturating_sub(record.asked_at);
                 Ok((record.digest, Some(Stale { reason, age_seconds })))
             }
@@ -174,7 +174,26 @@ impl Handle {
         }
     }
 
-    async fn peer_stats(&self, peer: shoal_protocol::directory::Peer) -> Option<NodeStats> {
+    /// How many members there are, this node included.
+    pub(crate) async fn members(&self) -> usize {
+        self.member_list().await.len()
+    }
+
+    async fn member_list(&self) -> Vec<Peer> {
+        let (reply, members) = oneshot::channel();
+        match self.tell(Fact::WantMembers { reply }).await {
+            Ok(()) => members.await.unwrap_or_default(),
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// Waits until a blob is complete; the error is the one that readers get.
+    pub(crate) async fn completed(&self, blob: &Arc<Blob>) -> Result<(), PullError> {
+        let last = blob.size().saturating_sub(1);
+        self.read(blob, last..blob.size()).try_for_each(|_| async { Ok(()) }).await
+    }
+
+    async fn peer_stats(&self, peer: Peer) -> Option<NodeStats> {
         let (reply, answer) = oneshot::channel();
         self.tell(Fact::WantPeerStats { peer, reply }).await.ok()?;
         let json = tokio::time::timeout(STATS_DEADLINE, answer).await.ok()?.ok()?;
@@ -287,12 +306,8 @@ impl Admin for Handle {
     }
 
     async fn swarm_stats(&self) -> SwarmStats {
-        let (reply, members) = oneshot::channel();
-        let members = match self.tell(Fact::WantMembers { reply }).await {
-            Ok(()) => members.await.unwrap_or_default(),
-            Err(_) => Vec::new(),
-        };
-        let me = shoal_protocol::directory::NodeId(self.0.parts.key.verifying_key().to_bytes());
+        let members = self.member_list().await;
+        let me = NodeId(self.0.parts.key.verifying_key().to_bytes());
         let me = self.0.parts.directory.lookup(&me);
         let total = members.len();
         let others = members.into_iter().filter(|peer| Some(*peer) != me);

@@ -10,7 +10,6 @@ use shoal_protocol::{
     reference::{Reference, Selector},
 };
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
     admin::{Platform, PullEvent, PullLayer, PullOptions},
@@ -67,7 +66,7 @@ pub(crate) fn pull(
     reference: Reference,
     options: PullOptions,
 ) -> BoxStream<'static, PullEvent> {
-    let (events, receiver) = mpsc::channel(EVENTS_MAX);
+    let (events, mut receiver) = mpsc::channel(EVENTS_MAX);
     tokio::spawn(async move {
         let started = clock::instant();
         let last = match run(&handle, reference, &options, &events).await {
@@ -77,7 +76,7 @@ pub(crate) fn pull(
         // Nobody may be listening any more.
         let _ = events.send(last).await;
     });
-    ReceiverStream::new(receiver).boxed()
+    futures::stream::poll_fn(move |cx| receiver.poll_recv(cx)).boxed()
 }
 
 async fn run(
@@ -131,8 +130,7 @@ async fn follow(
 ) -> Result<(), PullError> {
     let digest = blob.digest();
     let geometry = blob.geometry();
-    // Reading the last byte waits for the digest, and is told of failures.
-    let mut end = Box::pin(handle.read_to_end(blob));
+    let mut end = Box::pin(handle.completed(blob));
     loop {
         let done = tokio::select! {
             result = &mut end => Some(result),

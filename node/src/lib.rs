@@ -1,13 +1,23 @@
-//! The Shoal daemon.
+//! The Shoal daemon: the swarm, the store, the origins, and the endpoints that clients and
+//! operators use.
 
 pub mod admin;
 pub mod clock;
 pub mod cluster;
+pub mod config;
 pub mod content;
+mod driver;
+#[cfg(feature = "faults")]
+mod faults;
+mod handle;
 mod http;
+mod image;
 pub mod metrics;
 pub mod mirror;
 pub mod network;
+mod node;
 pub mod origin;
 pub mod stats;
 pub mod store;
+
+pub use node::{NodeError, run};

@@ -18,6 +18,27 @@ pub struct Platform {
 #[error("`{0}` is not a platform; write os/arch or os/arch/variant, for example linux/amd64")]
 pub struct PlatformError(String);
 
+impl Platform {
+    /// This host's own.
+    pub fn host() -> Self {
+        let architecture = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            "x86" => "386",
+            other => other,
+        };
+        // Containers on a host of another kind run in a Linux guest.
+        Self { os: "linux".to_owned(), architecture: architecture.to_owned(), variant: None }
+    }
+
+    /// Whether an image for this platform serves. An unnamed variant matches every variant.
+    pub fn matches(&self, os: &str, architecture: &str, variant: Option<&str>) -> bool {
+        self.os == os
+            && self.architecture == architecture
+            && (self.variant.is_none() || self.variant.as_deref() == variant)
+    }
+}
+
 impl FromStr for Platform {
     type Err = PlatformError;
 

@@ -19,7 +19,7 @@ pub struct OriginsConfig {
 }
 
 /// One configured upstream.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OriginSpec {
     /// The registry, `http://` or `https://`; a path is put before `/v2/`.
@@ -39,7 +39,7 @@ pub struct OriginSpec {
 }
 
 /// A user name and where its password is.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Credentials {
     /// The user name.
     pub username: String,
@@ -49,7 +49,7 @@ pub struct Credentials {
 }
 
 /// A password, or the file that holds it.
-#[derive(Clone, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Deserialize)]
 pub enum Secret {
     /// The password itself.
     #[serde(rename = "password")]

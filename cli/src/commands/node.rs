@@ -1,0 +1,231 @@
+//! `shoal node`: the daemon.
+
+use std::{io, path::PathBuf, process::ExitCode, thread, time::Duration};
+
+use shoal_node::config::{Config, DEFAULT_FILE, RawConfig};
+use tokio_util::sync::CancellationToken;
+
+/// How long a daemon whose parent is gone may take to stop cleanly.
+const ORPHAN_GRACE: Duration = Duration::from_secs(5);
+
+/// Run the daemon: a registry mirror on this host, and a member of the swarm
+///
+/// With no option at all it mirrors every public registry for this host alone. Each option is
+/// also a variable (`--data-dir` is SHOAL_DATA_DIR, lists separated by commas) and a key of the
+/// TOML file (data_dir). A flag wins over a variable, a variable over the file.
+#[derive(Debug, clap::Args)]
+#[command(after_help = format!("{EXAMPLES}\n\nThe same in {DEFAULT_FILE}:\n{FILE_EXAMPLE}"))]
+pub(crate) struct NodeArgs {
+    /// Configuration file [default: /etc/shoal/shoal.toml if it exists]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where blobs are kept [default: /var/lib/shoal for root, else ~/.local/share/shoal]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<String>,
+    /// Where clients on this host pull from [default: 127.0.0.1:5005]
+    #[arg(long, value_name = "ADDR")]
+    mirror: Option<String>,
+    /// Where other nodes connect; repeatable [default: 0.0.0.0:5004]
+    #[arg(long, value_name = "ADDR")]
+    listen: Vec<String>,
+    /// Where other nodes are told to connect; repeatable [default: the address that reaches them]
+    #[arg(long, value_name = "ADDR")]
+    advertise: Vec<String>,
+    /// Health, readiness, metrics and status [default: 127.0.0.1:5006]
+    #[arg(long, value_name = "ADDR")]
+    admin: Option<String>,
+    /// A node of the swarm to join, or a DNS name of many; repeatable
+    #[arg(long, value_name = "HOST:PORT")]
+    join: Vec<String>,
+    /// The cluster's key, made by `shoal cluster init`
+    #[arg(long, value_name = "FILE")]
+    cluster_key: Option<String>,
+    /// A ticket instead of the key, made by `shoal cluster ticket`
+    #[arg(long, value_name = "FILE")]
+    ticket: Option<String>,
+    /// Where an upstream is read; repeatable [default: https://UPSTREAM]
+    #[arg(long, value_name = "UPSTREAM=URL")]
+    origin: Vec<String>,
+    /// PEM certificates to trust for an upstream; repeatable
+    #[arg(long, value_name = "UPSTREAM=FILE")]
+    origin_ca: Vec<String>,
+    /// Most bytes to keep, such as 200GB [default: what the disk holds]
+    #[arg(long, value_name = "SIZE")]
+    quota: Option<String>,
+    /// Disk to leave free [default: 1GiB]
+    #[arg(long, value_name = "SIZE")]
+    min_free: Option<String>,
+    /// Credentials of the origins [default: $DOCKER_CONFIG/config.json or ~/.docker/config.json]
+    #[arg(long, value_name = "FILE")]
+    docker_config: Option<String>,
+    /// How long a tag is used before the origin is asked again [default: 10s]
+    #[arg(long, value_name = "TIME")]
+    tag_ttl: Option<String>,
+    /// Stop when stdin ends, so that no daemon outlives the program that started it.
+    #[arg(long, hide = true)]
+    exit_with_parent: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  shoal node
+  shoal node --origin registry.test=http://10.0.0.1:5000
+  docker pull 127.0.0.1:5005/registry.test/team/image:tag
+  shoal node --cluster-key /etc/shoal/key --join node-1.example:5004 --quota 200GB";
+
+const FILE_EXAMPLE: &str = "\
+  cluster_key = '/etc/shoal/key'
+  join = ['node-1.example:5004']
+  quota = '200GB'
+
+  [origin]
+  'registry.test' = 'http://10.0.0.1:5000'";
+
+/// Runs the daemon until SIGINT, SIGTERM or an error.
+pub(crate) async fn run(args: NodeArgs, log: Option<String>) -> anyhow::Result<ExitCode> {
+    let exit_with_parent = args.exit_with_parent;
+    let file = args.config.clone();
+    let config = Config::load(args.into_raw(log)?, file.as_deref(), &|name| {
+        std::env::var_os(name)
+    })?;
+    super::start_log(&config.log)?;
+    let shutdown = CancellationToken::new();
+    if exit_with_parent {
+        follow_parent(shutdown.clone());
+    }
+    tokio::spawn(stop_on_signal(shutdown.clone()));
+    shoal_node::run(config, shutdown).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The first signal asks the daemon to stop cleanly; the second does not wait for it.
+async fn stop_on_signal(shutdown: CancellationToken) {
+    match super::interrupted().await {
+        Ok(_) => shutdown.cancel(),
+        Err(error) => return tracing::error!("signals will not stop this node cleanly: {error:#}"),
+    }
+    if let Ok(code) = super::interrupted().await {
+        std::process::exit(i32::from(code));
+    }
+}
+
+/// A thread, because a read of stdin by the runtime would keep the runtime from ending.
+fn follow_parent(shutdown: CancellationToken) {
+    thread::spawn(move || {
+        // An error of stdin means the same as its end.
+        let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+        shutdown.cancel();
+        thread::sleep(ORPHAN_GRACE);
+        std::process::exit(1);
+    });
+}
+
+impl NodeArgs {
+    fn into_raw(self, log: Option<String>) -> anyhow::Result<RawConfig> {
+        let said = |items: Vec<String>| (!items.is_empty()).then_some(items);
+        let pairs = |key, items| {
+            said(items)
+                .map(|items| RawConfig::flag_pairs(key, &items))
+                .transpose()
+        };
+        Ok(RawConfig {
+            data_dir: self.data_dir,
+            mirror: self.mirror,
+            listen: said(self.listen),
+            advertise: said(self.advertise),
+            admin: self.admin,
+            join: said(self.join),
+            cluster_key: self.cluster_key,
+            ticket: self.ticket,
+            quota: self.quota,
+            min_free: self.min_free,
+            docker_config: self.docker_config,
+            tag_ttl: self.tag_ttl,
+            log,
+            origin: pairs("origin", self.origin)?,
+            origin_ca: pairs("origin_ca", self.origin_ca)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, ffi::OsString};
+
+    use clap::{CommandFactory, FromArgMatches};
+    use shoal_node::config::variable_of;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    /// The settings, as the TOML file spells them.
+    fn keys() -> BTreeSet<String> {
+        let raw = serde_json::to_value(RawConfig::default()).unwrap();
+        raw.as_object().unwrap().keys().cloned().collect()
+    }
+
+    fn raw(arguments: &[String]) -> RawConfig {
+        let words = ["shoal", "node"].into_iter().map(OsString::from);
+        let matches = Cli::command()
+            .try_get_matches_from(words.chain(arguments.iter().map(OsString::from)))
+            .unwrap();
+        let cli = Cli::from_arg_matches(&matches).unwrap();
+        match cli.command {
+            Command::Node(args) => args.into_raw(cli.log).unwrap(),
+            Command::Cluster(_) | Command::Demo(_) => unreachable!(),
+        }
+    }
+
+    #[test]
+    fn every_flag_is_a_key_and_every_key_a_flag() {
+        let mut command = Cli::command();
+        command.build();
+        let node = command.find_subcommand("node").unwrap();
+        let flags: BTreeSet<String> = node
+            .get_arguments()
+            .filter(|argument| !argument.is_hide_set())
+            .filter_map(|argument| argument.get_long())
+            .filter(|long| !["config", "help", "version"].contains(long))
+            .map(|long| long.replace('-', "_"))
+            .collect();
+        assert_eq!(flags, keys());
+    }
+
+    #[test]
+    fn the_file_in_the_help_is_valid() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("shoal.toml");
+        std::fs::write(&file, FILE_EXAMPLE).unwrap();
+        let home = |name: &str| (name == "HOME").then(|| OsString::from("/home/someone"));
+        let config = Config::load(RawConfig::default(), Some(&file), &home).unwrap();
+        assert_eq!(config.join, ["node-1.example:5004"]);
+        assert_eq!(config.origins.len(), 1);
+    }
+
+    #[test]
+    fn every_flag_reaches_its_key_and_every_variable_is_read() {
+        let value = |key: &str| match key {
+            "origin" | "origin_ca" => "a.test=http://x",
+            _ => "1",
+        };
+        for key in keys() {
+            let set = raw(&[
+                format!("--{}", key.replace('_', "-")),
+                value(&key).to_owned(),
+            ]);
+            let set = serde_json::to_value(set).unwrap();
+            for (other, value) in set.as_object().unwrap() {
+                assert_eq!(value.is_null(), *other != key, "--{key} sets {other}");
+            }
+            // A list without items and a text that is not UTF-8 are the only ways to see a
+            // variable being read from outside.
+            let variable = variable_of(&key);
+            let broken = std::os::unix::ffi::OsStringExt::from_vec(vec![0xff]);
+            let error = Config::load(RawConfig::default(), Some("/dev/null".as_ref()), &|name| {
+                (name == variable).then(|| OsString::clone(&broken))
+            })
+            .unwrap_err();
+            assert!(error.to_string().starts_with(&variable), "{error}");
+        }
+    }
+}

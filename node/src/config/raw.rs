@@ -1,0 +1,120 @@
+//! What one place says: flags, environment or file.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{ConfigError, Environment, Place};
+
+/// Every setting of `shoal node` as text, if this place names it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawConfig {
+    /// See [`Config::data_dir`](super::Config::data_dir).
+    pub data_dir: Option<String>,
+    /// See [`Config::mirror`](super::Config::mirror).
+    pub mirror: Option<String>,
+    /// See [`Config::listen`](super::Config::listen).
+    pub listen: Option<Vec<String>>,
+    /// See [`Config::advertise`](super::Config::advertise).
+    pub advertise: Option<Vec<String>>,
+    /// See [`Config::admin`](super::Config::admin).
+    pub admin: Option<String>,
+    /// See [`Config::join`](super::Config::join).
+    pub join: Option<Vec<String>>,
+    /// See [`Config::cluster_key`](super::Config::cluster_key).
+    pub cluster_key: Option<String>,
+    /// See [`Config::ticket`](super::Config::ticket).
+    pub ticket: Option<String>,
+    /// See [`Config::quota`](super::Config::quota).
+    pub quota: Option<String>,
+    /// See [`Config::min_free`](super::Config::min_free).
+    pub min_free: Option<String>,
+    /// See [`Config::docker_config`](super::Config::docker_config).
+    pub docker_config: Option<String>,
+    /// See [`Config::tag_ttl`](super::Config::tag_ttl).
+    pub tag_ttl: Option<String>,
+    /// See [`Config::log`](super::Config::log).
+    pub log: Option<String>,
+    /// Upstream to URL; see [`Config::origins`](super::Config::origins).
+    pub origin: Option<BTreeMap<String, String>>,
+    /// Upstream to the file of its certificates.
+    pub origin_ca: Option<BTreeMap<String, String>>,
+}
+
+/// The variable that sets a key: `SHOAL_DATA_DIR` for `data_dir`.
+pub fn variable_of(key: &str) -> String {
+    format!("SHOAL_{}", key.to_ascii_uppercase())
+}
+
+impl RawConfig {
+    /// What the environment says. Lists are separated by commas.
+    pub(super) fn from_environment(environment: Environment<'_>) -> Result<Self, ConfigError> {
+        let one = |key: &'static str| {
+            environment(&variable_of(key))
+                .map(|value| {
+                    value.into_string().map_err(|value| ConfigError::Value {
+                        place: Place::Variable(key),
+                        problem: format!("{} is not UTF-8", value.display()),
+                    })
+                })
+                .transpose()
+        };
+        let list = |key| {
+            one(key).map(|text| {
+                text.map(|text| {
+                    let items = text.split(',').map(|item| item.trim().to_owned());
+                    items.filter(|item| !item.is_empty()).collect::<Vec<_>>()
+                })
+            })
+        };
+        let table = |key| {
+            list(key)?
+                .map(|items| pairs(&Place::Variable(key), &items))
+                .transpose()
+        };
+        Ok(Self {
+            data_dir: one("data_dir")?,
+            mirror: one("mirror")?,
+            listen: list("listen")?,
+            advertise: list("advertise")?,
+            admin: one("admin")?,
+            join: list("join")?,
+            cluster_key: one("cluster_key")?,
+            ticket: one("ticket")?,
+            quota: one("quota")?,
+            min_free: one("min_free")?,
+            docker_config: one("docker_config")?,
+            tag_ttl: one("tag_ttl")?,
+            log: one("log")?,
+            origin: table("origin")?,
+            origin_ca: table("origin_ca")?,
+        })
+    }
+
+    /// Reads the `UPSTREAM=VALUE` items of a repeatable flag.
+    pub fn flag_pairs(
+        key: &'static str,
+        items: &[String],
+    ) -> Result<BTreeMap<String, String>, ConfigError> {
+        pairs(&Place::Flag(key), items)
+    }
+}
+
+fn pairs(place: &Place, items: &[String]) -> Result<BTreeMap<String, String>, ConfigError> {
+    items
+        .iter()
+        .map(|item| match item.split_once('=') {
+            Some((name, value)) if !name.is_empty() && !value.is_empty() => {
+                Ok((name.to_owned(), value.to_owned()))
+            }
+            _ => Err(ConfigError::Value {
+                place: place.clone(),
+                problem: format!(
+                    "`{item}` names no upstream; write UPSTREAM=VALUE, such as \
+                     registry.test=http://10.0.0.1:5000"
+                ),
+            }),
+        })
+        .collect()
+}

@@ -1,0 +1,149 @@
+use super::*;
+
+/// Runs `load` with a file of this text and these variables.
+fn load(flags: RawConfig, variables: &[(&str, &str)], file: &str) -> Result<Config, ConfigError> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("shoal.toml");
+    fs::write(&path, file).unwrap();
+    let environment = |name: &str| {
+        variables
+            .iter()
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| OsString::from(value))
+            .or_else(|| (name == "HOME").then(|| OsString::from("/home/someone")))
+    };
+    Config::load(flags, Some(&path), &environment)
+}
+
+fn error(flags: RawConfig, variables: &[(&str, &str)], file: &str) -> String {
+    load(flags, variables, file).unwrap_err().to_string()
+}
+
+#[test]
+fn with_nothing_said_a_node_mirrors_on_loopback() {
+    let config = load(RawConfig::default(), &[], "").unwrap();
+    assert_eq!(config.mirror.to_string(), "127.0.0.1:5005");
+    assert_eq!(config.admin.to_string(), "127.0.0.1:5006");
+    assert_eq!(config.listen, ["0.0.0.0:5004".parse().unwrap()]);
+    assert!(config.origins.is_empty() && config.join.is_empty());
+    assert_eq!(config.log, "info");
+}
+
+#[test]
+fn a_flag_wins_over_a_variable_and_that_over_the_file() {
+    let flags = RawConfig {
+        mirror: Some("127.0.0.1:1".to_owned()),
+        ..RawConfig::default()
+    };
+    let variables = [
+        ("SHOAL_MIRROR", "127.0.0.1:2"),
+        ("SHOAL_ADMIN", "127.0.0.1:20"),
+    ];
+    let file = "mirror = '127.0.0.1:3'\nadmin = '127.0.0.1:30'\nquota = '200GB'";
+    let config = load(flags, &variables, file).unwrap();
+    assert_eq!(config.mirror.port(), 1);
+    assert_eq!(config.admin.port(), 20);
+    assert_eq!(config.quota, Some(ByteSize(200_000_000_000)));
+}
+
+#[test]
+fn a_list_is_taken_whole_from_the_strongest_place() {
+    let file = "cluster_key = '/k'\njoin = ['a:1', 'b:2']";
+    assert_eq!(
+        load(RawConfig::default(), &[], file).unwrap().join,
+        ["a:1", "b:2"]
+    );
+    let config = load(
+        RawConfig::default(),
+        &[("SHOAL_JOIN", "c:3, [::1]:4")],
+        file,
+    )
+    .unwrap();
+    assert_eq!(config.join, ["c:3", "[::1]:4"]);
+}
+
+#[test]
+fn origins_come_with_their_certificates() {
+    let flags = RawConfig {
+        origin: Some(
+            RawConfig::flag_pairs("origin", &["registry.test=http://10.0.0.1:5000".to_owned()])
+                .unwrap(),
+        ),
+        ..RawConfig::default()
+    };
+    let file = "[origin_ca]\n'own.example' = '/ca.pem'\n'registry.test' = '/test.pem'";
+    let config = load(flags, &[], file).unwrap();
+    let spec = |name: &str| &config.origins[&name.parse().unwrap()];
+    assert_eq!(spec("registry.test").url.as_str(), "http://10.0.0.1:5000/");
+    assert_eq!(
+        spec("registry.test").ca_file,
+        Some(PathBuf::from("/test.pem"))
+    );
+    assert_eq!(spec("own.example").url.as_str(), "https://own.example/");
+}
+
+#[test]
+fn an_error_names_the_place_and_the_value_and_what_to_write() {
+    let flags = RawConfig {
+        mirror: Some("5005".to_owned()),
+        ..RawConfig::default()
+    };
+    assert_eq!(
+        error(flags, &[], ""),
+        "--mirror: `5005` is not an address; write IP:PORT, such as 127.0.0.1:5005 or [::]:5004"
+    );
+    assert!(
+        error(RawConfig::default(), &[("SHOAL_MIN_FREE", "lots")], "")
+            .starts_with("SHOAL_MIN_FREE: `lots` is not a size; write a number and a unit")
+    );
+    let message = error(RawConfig::default(), &[], "tag_ttl = 'soon'");
+    assert!(message.starts_with("tag_ttl in /"), "{message}");
+    assert!(
+        message.contains("`soon` is not a length of time"),
+        "{message}"
+    );
+    for (variable, value) in [
+        ("SHOAL_ORIGIN", "registry.test"),
+        ("SHOAL_ORIGIN", "registry.test=ftp://x"),
+        ("SHOAL_ORIGIN", "a b=http://x"),
+        ("SHOAL_JOIN", "::1:5004"),
+        ("SHOAL_JOIN", "host"),
+        ("SHOAL_LISTEN", "host:1"),
+        ("SHOAL_DATA_DIR", ""),
+    ] {
+        let message = error(
+            RawConfig::default(),
+            &[("SHOAL_CLUSTER_KEY", "k"), (variable, value)],
+            "",
+        );
+        assert!(message.starts_with(variable), "{message}");
+    }
+}
+
+#[test]
+fn an_unknown_key_is_an_error_with_its_line() {
+    let message = error(RawConfig::default(), &[], "quota = '1GB'\nmirorr = 'x'");
+    assert!(
+        message.contains("shoal.toml, line 2: unknown field `mirorr`"),
+        "{message}"
+    );
+    assert!(!message.contains('\n'), "{message}");
+}
+
+#[test]
+fn a_named_file_must_exist() {
+    let missing = Config::load(
+        RawConfig::default(),
+        Some(Path::new("/nonexistent/shoal.toml")),
+        &|_| None,
+    );
+    assert!(matches!(missing, Err(ConfigError::Unreadable { .. })));
+}
+
+#[test]
+fn settings_that_contradict_each_other_are_refused() {
+    let both = [("SHOAL_CLUSTER_KEY", "/k"), ("SHOAL_TICKET", "/t")];
+    assert!(error(RawConfig::default(), &both, "").contains("--ticket"));
+    let stranger = [("SHOAL_JOIN", "host:5004")];
+    assert!(error(RawConfig::default(), &stranger, "").contains("shoal cluster init"));
+}
