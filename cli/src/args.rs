@@ -2,7 +2,9 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{cluster::ClusterArgs, demo::DemoArgs, node::NodeArgs};
+use crate::commands::{
+    cluster::ClusterArgs, demo::DemoArgs, node::NodeArgs, pull::PullArgs, stats::StatsArgs,
+};
 
 /// Pull container images through a swarm: a registry mirror on every host, one read of the origin.
 #[derive(Debug, Parser)]
@@ -20,6 +22,8 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Node(Box<NodeArgs>),
+    Pull(PullArgs),
+    Stats(StatsArgs),
     Cluster(ClusterArgs),
     Demo(DemoArgs),
 }

@@ -1,8 +1,11 @@
 //! The commands, one module each, and what they share: runtime, log, exit codes.
 
+mod admin;
 pub(crate) mod cluster;
 pub(crate) mod demo;
 pub(crate) mod node;
+pub(crate) mod pull;
+pub(crate) mod stats;
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -40,6 +43,8 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let result = runtime.block_on(async {
         match cli.command {
             Command::Node(args) => node::run(*args, cli.log).await,
+            Command::Pull(args) => pull::run(args).await.map(|()| ExitCode::SUCCESS),
+            Command::Stats(args) => stats::run(args).await.map(|()| ExitCode::SUCCESS),
             Command::Cluster(args) => cluster::run(args),
             Command::Demo(args) => demo::run(args).await,
         }

@@ -1,22 +1,9 @@
-<<<<<<< HEAD
-//! c
-
-#[allow(dead_code)]
-mod commands {
-    pub(crate) mod admin;
-    pub(crate) mod pull;
-    pub(crate) mod stats;
-}
-#[allow(dead_code)]
-mod output;
-
-fn main() {}
-=======
 //! `shoal`: a registry mirror on every host, one read of the origin.
 
 mod args;
 mod commands;
 mod demo;
+mod output;
 
 use std::process::ExitCode;
 
@@ -27,4 +14,3 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     commands::run(cli).unwrap_or_else(|error| commands::report(&error))
 }
->>>>>>> demo

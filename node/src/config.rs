@@ -25,6 +25,8 @@ use std::{
 use shoal_protocol::reference::Upstream;
 use url::Url;
 
+use crate::origin::OriginSpec;
+
 pub use raw::{RawConfig, variable_of};
 pub use units::{ByteRate, ByteSize, Period, UnitError};
 

@@ -597,6 +597,7 @@ impl Driver {
             members_alive: self.core.members().len() as u64,
             members_down: self.members_down,
             origin_streams: self.reads.len() as u64,
+            blobs_omitted: 0,
         }
     }
 

@@ -46,7 +46,7 @@ const SIZES_MAX: usize = 100_000;
 
 /// A handle to the running node. Cloning it clones a handle.
 #[derive(Clone)]
-pub struct Handle(Arc<Inner>);
+pub(crate) struct Handle(Arc<Inner>);
 
 struct Inner {
     parts: Arc<Parts>,

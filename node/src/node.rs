@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use ed25519_dalek::SigningKey;
 use rand::{TryRng as _, rngs::SysRng};
 use shoal_protocol::{
     core::Core,
@@ -159,7 +158,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Node
         network: network.clone(),
         store,
         origins,
-        key: SigningKey::from_bytes(&identity.secret_bytes()),
+        key: identity.signing_key(),
         metrics: Arc::clone(&metrics),
         tallies: Tallies::default(),
         facts,
@@ -189,7 +188,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Node
 }
 
 async fn open_store(config: StoreConfig) -> Result<Store, StoreError> {
-    match tokio::task::spawn_blocking(move || Store::open(config)).await {
+    match tokio::task::spawn_blocking(move || Store::open(&config)).await {
         Ok(opened) => opened,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     }

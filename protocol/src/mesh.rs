@@ -876,10 +876,11 @@ impl Mesh {
 
     /// The digest did not match: whom to ask for an audit.
     pub(crate) fn suspect(&mut self, ctx: &mut Ctx, auditor: Peer) {
-        self.phase = Phase::Suspect {
-            asked: auditor,
-            since: ctx.now,
-        };
+        self.phase = Phase::Suspect { asked: auditor, since: ctx.now };
+        self.cancel_requests(ctx);
+    }
+
+    pub(crate) fn cancel_requests(&mut self, ctx: &mut Ctx) {
         for (chunk, flights) in self.flights.clone() {
             for flight in flights {
                 self.drop_flight(ctx, chunk, flight.peer, true);
@@ -887,7 +888,7 @@ impl Mesh {
         }
     }
 
-    /// Bits of the neighbours' chunks, for the invariants.
+    /// Whom a chunk is requested from.
     pub(crate) fn flights_of(&self, chunk: u32) -> SmallVec<[Peer; 2]> {
         self.flights.get(&chunk).map_or(smallvec![], |flights| {
             flights.iter().map(|flight| flight.peer).collect()

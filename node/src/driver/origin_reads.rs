@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
 use shoal_protocol::{
     attest::Attestation,
-    chunk::{ChunkHash, Geometry},
+    chunk::ChunkHash,
     digest::Digest,
     event::Event,
     limits::CHUNK_BYTES,
