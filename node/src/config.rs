@@ -211,7 +211,8 @@ impl Sources {
         key: &'static str,
         get: impl Fn(&RawConfig) -> Option<&T>,
     ) -> Option<(Place, &T)> {
-        None.or_else(|| get(&self.flags).map(|value| (Place::Flag(key), value)))
+        get(&self.flags)
+            .map(|value| (Place::Flag(key), value))
             .or_else(|| get(&self.environment).map(|value| (Place::Variable(key), value)))
             .or_else(|| get(&self.file).map(|value| (Place::Key(key, self.path.clone()), value)))
     }

@@ -454,7 +454,7 @@ mod tests {
         assert_eq!(served.streams_peak, 2);
         let due = Duration::from_secs_f64(2.0 * size as f64 / 4e6);
         assert!(
-            elapsed + Duration::from_millis(80) > due,
+            elapsed + Duration::from_millis(40) > due,
             "{elapsed:?} for {due:?}"
         );
     }

@@ -18,10 +18,10 @@ use tokio::{
     time::{Sleep, sleep_until},
 };
 
-/// How far a connection that comes late may catch up. Timers of a busy machine are late by some
-/// milliseconds, and without this the rate would never be reached; it is worth 20 ms of the rate
-/// once, at the start.
-const BURST: Duration = Duration::from_millis(20);
+/// How late a connection may come for a slot and still have it from when the link was free.
+/// Timers of a busy machine are late by milliseconds, and without this the rate would never be
+/// reached. After a longer pause the link was idle, and idle time is lost.
+const LATE: Duration = Duration::from_millis(50);
 
 /// What a connection may write before the next one has its turn. Small, so that connections share
 /// the rate evenly; not so small that each packet waits for a timer.
@@ -55,7 +55,8 @@ impl Throttle {
     /// Takes the next slot for so many bytes; says when it begins.
     fn reserve(&self, bytes: usize, now: Instant) -> Instant {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let start = now.checked_sub(BURST).map_or(*free, |past| past.max(*free));
+        let idle = now.saturating_duration_since(*free) > LATE;
+        let start = if idle { now } else { *free };
         *free = start + Duration::from_secs_f64(bytes as f64 / self.rate.0 as f64);
         start
     }
@@ -132,18 +133,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slots_follow_each_other_at_the_rate() {
+    fn slots_follow_each_other_at_the_rate_even_if_asked_for_late() {
         let throttle = Throttle::new(ByteRate(1_000_000));
-        let now = clock::instant() + Duration::from_secs(1);
-        let first = throttle.reserve(500_000, now);
-        assert_eq!(now - first, BURST);
-        assert_eq!(throttle.reserve(1, now) - first, Duration::from_millis(500));
+        let first = throttle.reserve(500_000, clock::instant());
+        let late = first + Duration::from_millis(540);
+        assert_eq!(
+            throttle.reserve(1, late) - first,
+            Duration::from_millis(500)
+        );
     }
 
     #[test]
-    fn time_that_nobody_used_is_lost_but_for_the_burst() {
+    fn idle_time_is_lost() {
         let throttle = Throttle::new(ByteRate(1_000_000));
         let later = clock::instant() + Duration::from_mins(1);
-        assert_eq!(later - throttle.reserve(1, later), BURST);
+        assert_eq!(throttle.reserve(1, later), later);
     }
 }
