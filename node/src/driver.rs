@@ -215,8 +215,10 @@ impl Driver {
     /// Lets the exchange take in an event, and carries out what it asks for.
     fn event(&mut self, event: Event) {
         let mut actions = std::mem::take(&mut self.actions);
+        tracing::trace!("event: {event:?}");
         self.core.handle(self.parts.clock.now(), event, &mut actions);
         for action in actions.drain(..) {
+            tracing::trace!("action: {action:?}");
             self.act(action);
         }
         self.actions = actions;
