@@ -9,7 +9,7 @@
 //! can become a member by accident.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
@@ -18,6 +18,7 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use ed25519_dalek::SigningKey;
 use libp2p::{
     PeerId,
     identity::{self, Keypair, ed25519},
@@ -136,11 +137,11 @@ impl Identity {
         self.0.clone().into()
     }
 
-    /// The 32 secret bytes, for `ed25519_dalek::SigningKey::from_bytes`.
-    pub fn secret_bytes(&self) -> [u8; 32] {
+    /// The key as attestations are signed with it.
+    pub fn signing_key(&self) -> SigningKey {
         let mut secret = [0; 32];
         secret.copy_from_slice(&self.0.to_bytes()[..32]);
-        secret
+        SigningKey::from_bytes(&secret)
     }
 }
 
@@ -213,6 +214,8 @@ struct Inner {
     key: Option<ClusterKey>,
     own: Mutex<Ticket>,
     banned: RwLock<BTreeSet<NodeId>>,
+    /// Until when the newest ticket holds that each peer has shown, in seconds since 1970.
+    until: Mutex<BTreeMap<NodeId, u64>>,
     alone: bool,
 }
 
@@ -224,19 +227,23 @@ impl Admission {
 
     /// A node that was given a ticket. Refuses one that others would refuse.
     pub fn with_ticket(ticket: Ticket, identity: &Identity) -> Result<Self, ClusterError> {
-        let node = identity.node_id();
-        let admission = Self(Arc::new(Inner {
-            node,
+        let admission = Self::unchecked(ticket, identity);
+        admission
+            .verify(&ticket, identity.node_id())
+            .map_err(ClusterError::OwnTicket)?;
+        Ok(admission)
+    }
+
+    pub(crate) fn unchecked(ticket: Ticket, identity: &Identity) -> Self {
+        Self(Arc::new(Inner {
+            node: identity.node_id(),
             cluster: ticket.cluster(),
             key: None,
             own: Mutex::new(ticket),
             banned: RwLock::default(),
+            until: Mutex::default(),
             alone: false,
-        }));
-        admission
-            .verify(&ticket, node)
-            .map_err(ClusterError::OwnTicket)?;
-        Ok(admission)
+        }))
     }
 
     /// A swarm of one, in a cluster that is made up now and whose key nobody else will see.
@@ -254,6 +261,7 @@ impl Admission {
             key: Some(key),
             own: Mutex::new(own),
             banned: RwLock::default(),
+            until: Mutex::default(),
             alone,
         }))
     }
@@ -286,6 +294,24 @@ impl Admission {
             return Err(AdmissionError::Banned);
         }
         ticket.verify(self.0.cluster, peer, clock::unix_seconds())
+    }
+
+    /// [`verify`](Self::verify), and remembers how long the peer is admitted for.
+    pub fn admit(&self, ticket: &Ticket, peer: NodeId) -> Result<(), AdmissionError> {
+        self.verify(ticket, peer)?;
+        let mut until = self.0.until.lock().unwrap_or_else(PoisonError::into_inner);
+        let latest = until.entry(peer).or_default();
+        *latest = ticket.not_after().max(*latest);
+        Ok(())
+    }
+
+    /// Whether `peer` was admitted, its ticket has not expired since, and it is not banned.
+    pub fn is_admitted(&self, peer: &NodeId) -> bool {
+        let until = self.0.until.lock().unwrap_or_else(PoisonError::into_inner);
+        let valid = until
+            .get(peer)
+            .is_some_and(|until| clock::unix_seconds() <= *until);
+        valid && !self.is_banned(peer)
     }
 
     /// Never lets `node` in again, while this process lives.

@@ -171,12 +171,12 @@ impl Ticket {
     }
 
     /// The bytes to show to a peer.
-    pub(crate) fn to_wire(&self) -> Vec<u8> {
+    pub(crate) fn encoded(&self) -> Vec<u8> {
         wire::encode(self)
     }
 
     /// Reads what a peer showed.
-    pub(crate) fn from_wire(bytes: &[u8]) -> Result<Self, AdmissionError> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, AdmissionError> {
         wire::decode(bytes).map_err(|error| AdmissionError::Malformed(error.to_string()))
     }
 
@@ -207,7 +207,7 @@ impl Ticket {
 impl fmt::Display for Ticket {
     /// The text form: one line to hand out.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{TEXT_PREFIX}{}", BASE64.encode(self.to_wire()))
+        write!(f, "{TEXT_PREFIX}{}", BASE64.encode(self.encoded()))
     }
 }
 
@@ -223,6 +223,6 @@ impl FromStr for Ticket {
         let bytes = BASE64
             .decode(body)
             .map_err(|_| malformed("it is not base64; it is damaged"))?;
-        Self::from_wire(&bytes)
+        Self::decode(&bytes)
     }
 }
