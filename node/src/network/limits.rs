@@ -1,0 +1,84 @@
+//! Every bound of the network, in one place, each with the reason for its value.
+
+use std::time::Duration;
+
+/// How long TCP connect, TLS and the exchange of tickets may take together. Three retransmissions
+/// of a lost SYN (1, 3 and 7 s) fit into it.
+pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a peer may take to show its ticket once TLS stands.
+pub(super) const TICKET_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The largest ticket that is read, in bytes; ours take about 150.
+pub(super) const TICKET_BYTES_MAX: usize = 1024;
+
+/// Inbound connections that may be shaking hands at once: a mass boot of 500 nodes that all dial
+/// the same one. Each costs a socket and about 100 KB until it is admitted.
+pub(super) const HANDSHAKES_MAX: usize = 512;
+
+/// Of those, from one address: all nodes of a large host or behind one NAT, but not the whole
+/// budget for one stranger.
+pub(super) const HANDSHAKES_PER_ADDRESS_MAX: usize = 64;
+
+/// Bulk connections at once (DESIGN §7): mesh degree 20 for several blobs. Each may hold a window
+/// of read-ahead and a chunk on its way in.
+pub(super) const BULK_CONNECTIONS_MAX: usize = 64;
+
+/// A bulk connection that moved bytes more recently than this is not given up for another.
+pub(super) const BULK_IN_USE: Duration = Duration::from_secs(1);
+
+/// A control connection without traffic for so long is closed. SWIM probes every member of a
+/// cluster of 60 within it.
+pub(super) const CONTROL_IDLE: Duration = Duration::from_mins(1);
+
+/// A bulk connection without traffic for so long is closed.
+pub(super) const BULK_IDLE: Duration = Duration::from_secs(30);
+
+/// How long a peer may take to open its first stream, which tells what its connection is for.
+pub(super) const FIRST_STREAM_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Messages that may wait for one peer. A puller with 40 layers sends some 100 a second.
+pub(super) const OUTBOX_MESSAGES_MAX: usize = 4096;
+
+/// Bytes that may wait for one peer. Full member lists of 10,000 nodes take about 1 MiB.
+pub(super) const OUTBOX_BYTES_MAX: usize = 8 << 20;
+
+/// Chunks that may wait for one peer; the core serves at most 4 at once, of 12 that wait.
+pub(super) const OUTBOX_CHUNKS_MAX: usize = 16;
+
+/// How many bytes of waiting messages are written in one go.
+pub(super) const WRITE_BATCH_BYTES: usize = 256 << 10;
+
+/// Dials of plain addresses that may wait to be started.
+pub(super) const DIALS_WAITING_MAX: usize = 256;
+
+/// Chunks nobody asked for, in a row, after which a peer is cut off. More than the twelve that may
+/// be on their way when requests are cancelled.
+pub(super) const UNEXPECTED_CHUNKS_MAX: u32 = 64;
+
+/// The buffer that unexpected bytes are read into and forgotten.
+pub(super) const SKIP_BUFFER_BYTES: usize = 64 << 10;
+
+/// At most so often, in time, is the progress of a chunk reported,
+pub(super) const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// or so often in bytes.
+pub(super) const PROGRESS_BYTES: u32 = 1 << 20;
+
+/// Streams in one connection: one each way, and room to refuse what is too much politely.
+pub(super) const STREAMS_MAX: usize = 8;
+
+/// How far a peer may send ahead of what we read, over one connection, in bytes. yamux grows a
+/// stream's window up to this from 256 KiB while the bandwidth-delay product asks for it:
+/// 10 Gbit/s at 1 ms are 1.25 MB, and 4 MiB beyond the 256 KiB guaranteed to each stream leave
+/// room for 3 ms.
+pub(super) const WINDOW_BYTES_MAX: usize = (4 << 20) + STREAMS_MAX * (256 << 10);
+
+/// Events that may wait for the driver: some milliseconds of a busy swarm. Most are small; a message
+/// is at most 1 MiB, and chunks are bounded by what was expected.
+pub(super) const EVENTS_MAX: usize = 256;
+
+/// The largest yamux frame, in bytes. On loopback 16 KiB, its default, moved 0.87 GB/s, 64 KiB
+/// moved 1.08. A frame is the grain at which the two directions of a connection take turns, so it
+/// is not larger than it has to be.
+pub(super) const FRAME_BYTES_MAX: usize = 64 << 10;
