@@ -33,11 +33,13 @@ use libp2p::{
 use shoal_protocol::{
     digest::Digest,
     directory::{Directory, Peer},
+    limits::CONTROL_FRAME_BYTES_MAX,
     message::{ChunkHeader, Message},
     wire,
 };
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::error;
 
 use self::{
     behaviour::Streams,
@@ -222,8 +224,9 @@ pub struct Network {
 
 /// Starts the network: a handle, its events, and the addresses that it listens on.
 ///
-/// The events must be read: while nobody does, sockets are not read either. Chunks are bounded only
-/// by what was [`expect`](Network::expect)ed, 4 MiB each.
+/// The events must be read: while nobody does, sockets are not read either, and nothing is dialled.
+/// So whoever reads them must not wait for [`Network::send_chunk`] or [`Network::connect`] meanwhile.
+/// Chunks are bounded only by what was [`expect`](Network::expect)ed, 4 MiB each.
 ///
 /// # Errors
 /// When an address cannot be listened on, or no certificate can be made.
@@ -323,6 +326,16 @@ impl Network {
     /// connection one is made, and what cannot be sent ends in [`NetworkEvent::Unreachable`].
     pub fn send(&self, to: Peer, message: Message) {
         let frame = Bytes::from(wire::encode_message(message, &self.shared.directory));
+        if frame.len() > CONTROL_FRAME_BYTES_MAX {
+            // The receiver would cut us off for it.
+            let node = self.shared.directory.id(to);
+            error!(
+                ?node,
+                bytes = frame.len(),
+                "a message is larger than any node accepts; it is dropped"
+            );
+            return;
+        }
         let (pushed, _) = self.shared.mailboxes.of(to).messages.push(frame);
         match pushed {
             Pushed::Queued => {}

@@ -1,20 +1,14 @@
 //! The task that owns the swarm: which connections there are, and what each is for.
 //!
 //! Bytes do not pass through here. The engine opens connections when an outbox needs one, gives
-//! every stream to a task of its own (see [`streams`](super::streams)), and closes connections that
+//! every stream to a task of its own (see `streams`), and closes connections that
 //! are idle, broken, no longer admitted, or not wanted.
 
-use std::{
-    collections::HashMap,
-    error::Error as _,
-    net::SocketAddr,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{collections::HashMap, error::Error as _, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
 use libp2p::{
-    Multiaddr, PeerId, Stream, Swarm,
+    Multiaddr, PeerId, Swarm,
     core::ConnectedPoint,
     multiaddr::Protocol,
     swarm::{
@@ -25,40 +19,27 @@ use libp2p::{
 use shoal_protocol::directory::Peer;
 use tokio::{
     sync::mpsc,
-    task::{AbortHandle, JoinSet},
+    task::JoinSet,
     time::{MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::{
     ConnectError, NetworkEvent, SendError, Shared, Todo,
     behaviour::{Lane, StreamEvent, Streams},
     faults::Damage,
-    limits::{BULK_CONNECTIONS_MAX, BULK_IDLE, BULK_IN_USE, CONTROL_IDLE, FIRST_STREAM_TIMEOUT},
     outbox::lock,
-    streams::{self, Activity, Inlet, StreamError},
+    streams::Activity,
 };
 use crate::cluster;
 
+mod connections;
+
+use connections::{Connection, Ended, Outlet};
+
 /// How often idleness and admission are looked at.
 const TICK: Duration = Duration::from_secs(1);
-
-/// One established connection.
-struct Connection {
-    peer: Peer,
-    peer_id: PeerId,
-    address: Multiaddr,
-    /// Unknown on the listener's side until the first stream is opened.
-    lane: Option<Lane>,
-    activity: Activity,
-    /// Whether we send on it, or have asked for the stream to do so.
-    sends: bool,
-    receives: bool,
-    /// Whether it is as good as gone, though the swarm has not said so yet.
-    closing: bool,
-    tasks: Vec<AbortHandle>,
-}
 
 /// One connection that is not established yet.
 enum Dial {
@@ -66,12 +47,6 @@ enum Dial {
     Peer(Peer, Lane),
     /// Towards a plain address.
     Address(SocketAddr, super::ConnectReply),
-}
-
-/// How a stream's task ended.
-struct Ended {
-    connection: ConnectionId,
-    result: Result<(), StreamError>,
 }
 
 pub(super) struct Engine {
@@ -191,7 +166,7 @@ impl Engine {
         let mut open = None;
         for (id, connection) in &self.connections {
             if connection.peer == peer && connection.lane == Some(lane) && !connection.closing {
-                if connection.sends {
+                if matches!(connection.outlet, Outlet::Opening | Outlet::Draining) {
                     return Ok(());
                 }
                 open = Some(*id);
@@ -200,8 +175,8 @@ impl Engine {
         if !waiting {
             return Ok(());
         }
-        if let Some(connection) = open {
-            self.start_sending(connection);
+        if let Some(id) = open {
+            self.start_sending(id);
             return Ok(());
         }
         let dialing = self
@@ -240,36 +215,6 @@ impl Engine {
         self.swarm.dial(options).map_err(|error| describe(&error))?;
         self.dials.insert(connection, Dial::Peer(peer, lane));
         Ok(())
-    }
-
-    /// Closes the longest idle bulk connection if there are too many; false if all are in use.
-    fn make_room(&mut self) -> bool {
-        let dialing = self
-            .dials
-            .values()
-            .filter(|dial| matches!(dial, Dial::Peer(_, Lane::Bulk)));
-        let open = self.of_lane(Lane::Bulk);
-        if open.len() + dialing.count() < BULK_CONNECTIONS_MAX {
-            return true;
-        }
-        let idlest = open
-            .into_iter()
-            .max_by_key(|id| self.connections[id].activity.idle());
-        match idlest {
-            Some(id) if self.connections[&id].activity.idle() > BULK_IN_USE => {
-                self.close(id);
-                true
-            }
-            _ => false,
-        }
-    }
-
-    fn of_lane(&self, lane: Lane) -> Vec<ConnectionId> {
-        let of_lane = self
-            .connections
-            .iter()
-            .filter(|(_, connection)| connection.lane == Some(lane) && !connection.closing);
-        of_lane.map(|(id, _)| *id).collect()
     }
 
     /// What waits for a peer cannot be sent.
@@ -330,7 +275,7 @@ impl Engine {
             } => match self.dials.remove(&connection_id) {
                 Some(Dial::Peer(peer, lane)) => {
                     let node = self.shared.directory.id(peer);
-                    info!(?node, "cannot be reached: {}", describe(&error));
+                    debug!(?node, "cannot be reached: {}", describe(&error));
                     self.fail(peer, lane).await
                 }
                 Some(Dial::Address(address, reply)) => {
@@ -365,7 +310,12 @@ impl Engine {
         reply: super::ConnectReply,
         error: &DialError,
     ) -> Result<(), DriverGone> {
-        let failure = if let DialError::LocalPeerId { .. } = error {
+        // libp2p strikes the addresses that it listens on from those to be dialled.
+        let own = matches!(
+            error,
+            DialError::LocalPeerId { .. } | DialError::NoAddresses
+        );
+        let failure = if own {
             ConnectError::OurOwn
         } else {
             ConnectError::Failed(describe(error))
@@ -402,7 +352,7 @@ impl Engine {
             address: endpoint.get_remote_address().clone(),
             lane,
             activity: Activity::new(self.shared.clock),
-            sends: false,
+            outlet: Outlet::Closed,
             receives: false,
             closing: false,
             tasks: Vec::new(),
@@ -425,249 +375,6 @@ impl Engine {
             let _ = reply.send(Ok(peer));
         }
         Ok(())
-    }
-
-    /// A control connection came about. Only the first is news.
-    async fn connected(&mut self, peer: Peer, id: ConnectionId) -> Result<(), DriverGone> {
-        if self.has_other_control(peer, id) {
-            return Ok(());
-        }
-        self.emit(NetworkEvent::Connected(peer)).await
-    }
-
-    fn has_other_control(&self, peer: Peer, than: ConnectionId) -> bool {
-        self.connections.iter().any(|(id, connection)| {
-            *id != than
-                && connection.peer == peer
-                && connection.lane == Some(Lane::Control)
-                && !connection.closing
-        })
-    }
-
-    /// Asks for the stream that we send on, if the connection has none yet.
-    fn start_sending(&mut self, id: ConnectionId) {
-        if let Some(connection) = self.connections.get_mut(&id)
-            && let Some(lane) = connection.lane
-            && !connection.sends
-        {
-            connection.sends = true;
-            let peer_id = connection.peer_id;
-            self.swarm.behaviour_mut().open(peer_id, id, lane);
-        }
-    }
-
-    async fn handle_stream(
-        &mut self,
-        id: ConnectionId,
-        event: StreamEvent,
-    ) -> Result<(), DriverGone> {
-        match event {
-            StreamEvent::Inbound(lane, stream) => self.handle_inbound(id, lane, stream).await,
-            StreamEvent::Outbound(lane, stream) => {
-                self.spawn_writer(id, lane, stream);
-                Ok(())
-            }
-            StreamEvent::Failed(reason) => {
-                debug!("stream refused: {reason}");
-                self.close(id);
-                Ok(())
-            }
-        }
-    }
-
-    async fn handle_inbound(
-        &mut self,
-        id: ConnectionId,
-        lane: Lane,
-        stream: Stream,
-    ) -> Result<(), DriverGone> {
-        let Some(connection) = self.connections.get_mut(&id) else {
-            return Ok(());
-        };
-        let peer = connection.peer;
-        if connection.receives || connection.lane.is_some_and(|known| known != lane) {
-            warn!(node = ?self.shared.directory.id(peer), address = %connection.address, "opened a stream that the connection is not for; closing it");
-            self.close(id);
-            return Ok(());
-        }
-        connection.receives = true;
-        let is_new = connection.lane.is_none();
-        if is_new && lane == Lane::Bulk && !self.make_room() {
-            debug!(node = ?self.shared.directory.id(peer), "refused: {BULK_CONNECTIONS_MAX} bulk connections are in use");
-            self.close(id);
-            return Ok(());
-        }
-        if let Some(connection) = self.connections.get_mut(&id) {
-            connection.lane = Some(lane);
-        }
-        self.count();
-        if is_new && lane == Lane::Control {
-            self.connected(peer, id).await?;
-        }
-        self.spawn_reader(id, lane, stream);
-        self.want(peer, lane).await
-    }
-
-    fn spawn_reader(&mut self, id: ConnectionId, lane: Lane, stream: Stream) {
-        let Some(connection) = self.connections.get_mut(&id) else {
-            return;
-        };
-        let inlet = Inlet {
-            from: connection.peer,
-            directory: self.shared.directory.clone(),
-            mailbox: self.shared.mailboxes.of(connection.peer),
-            events: self.events.clone(),
-            activity: connection.activity.clone(),
-        };
-        let task = self.tasks.spawn(async move {
-            let result = match lane {
-                Lane::Control => inlet.read_messages(stream).await,
-                Lane::Bulk => inlet.read_chunks(stream).await,
-            };
-            Ended {
-                connection: id,
-                result,
-            }
-        });
-        connection.tasks.push(task);
-    }
-
-    fn spawn_writer(&mut self, id: ConnectionId, lane: Lane, stream: Stream) {
-        let Some(connection) = self.connections.get_mut(&id) else {
-            return;
-        };
-        let mailbox = self.shared.mailboxes.of(connection.peer);
-        match lane {
-            Lane::Control => mailbox.messages.set_served(true),
-            Lane::Bulk => mailbox.chunks.set_served(true),
-        }
-        let activity = connection.activity.clone();
-        let damage = self.damage.clone();
-        let task = self.tasks.spawn(async move {
-            let result = match lane {
-                Lane::Control => streams::write_messages(stream, &mailbox.messages, activity).await,
-                Lane::Bulk => {
-                    streams::write_chunks(stream, &mailbox.chunks, activity, damage).await
-                }
-            };
-            Ended {
-                connection: id,
-                result,
-            }
-        });
-        connection.tasks.push(task);
-    }
-
-    fn handle_ended(&mut self, ended: &Ended) {
-        if let Err(error) = &ended.result
-            && let Some(connection) = self.connections.get(&ended.connection)
-        {
-            let node = self.shared.directory.id(connection.peer);
-            let address = &connection.address;
-            if error.is_violation() {
-                warn!(?node, %address, "closing the connection: {error}");
-            } else {
-                debug!(?node, %address, "stream ended: {error}");
-            }
-        }
-        self.close(ended.connection);
-    }
-
-    /// Closes a connection. What follows from it happens when the swarm says that it is closed.
-    fn close(&mut self, id: ConnectionId) {
-        if let Some(connection) = self.connections.get_mut(&id) {
-            connection.closing = true;
-            for task in connection.tasks.drain(..) {
-                task.abort();
-            }
-        }
-        self.swarm.close_connection(id);
-    }
-
-    fn close_all(&mut self, peer: Peer) {
-        let of_peer = self
-            .connections
-            .iter()
-            .filter(|(_, connection)| connection.peer == peer);
-        for id in of_peer.map(|(id, _)| *id).collect::<Vec<_>>() {
-            self.close(id);
-        }
-    }
-
-    async fn handle_closed(&mut self, id: ConnectionId) -> Result<(), DriverGone> {
-        let Some(connection) = self.connections.remove(&id) else {
-            return Ok(());
-        };
-        for task in &connection.tasks {
-            task.abort();
-        }
-        self.count();
-        let peer = connection.peer;
-        let mailbox = self.shared.mailboxes.of(peer);
-        match connection.lane {
-            Some(Lane::Control) => {
-                let others = self.has_other_control(peer, id);
-                if connection.sends {
-                    mailbox.messages.set_served(false);
-                }
-                // What was on its way may be lost even where another connection goes on.
-                if connection.sends || !others {
-                    self.emit(NetworkEvent::Disconnected(peer)).await?;
-                    if others {
-                        self.emit(NetworkEvent::Connected(peer)).await?;
-                    }
-                }
-                self.want(peer, Lane::Control).await
-            }
-            Some(Lane::Bulk) => {
-                if connection.sends {
-                    mailbox.chunks.set_served(false);
-                    self.fail_chunks(peer, &SendError::Disconnected);
-                }
-                Ok(())
-            }
-            None => Ok(()),
-        }
-    }
-
-    fn close_unwanted(&mut self) {
-        let mut unwanted = Vec::new();
-        for (id, connection) in &self.connections {
-            let node = self.shared.directory.id(connection.peer);
-            let idle_max = match connection.lane {
-                Some(Lane::Control) => CONTROL_IDLE,
-                Some(Lane::Bulk) => BULK_IDLE,
-                None => FIRST_STREAM_TIMEOUT,
-            };
-            if !self.shared.admission.is_admitted(&node) {
-                warn!(
-                    ?node,
-                    "closing the connection: its ticket has expired, or it is banned"
-                );
-                unwanted.push(*id);
-            } else if connection.activity.idle() > idle_max {
-                debug!(?node, lane = ?connection.lane, "closing an idle connection");
-                unwanted.push(*id);
-            }
-        }
-        for id in unwanted {
-            self.close(id);
-        }
-    }
-
-    fn count(&self) {
-        let control = self.of_lane(Lane::Control).len();
-        let bulk = self.of_lane(Lane::Bulk).len();
-        self.shared.control.store(control, Ordering::Relaxed);
-        self.shared.bulk.store(bulk, Ordering::Relaxed);
-        let mut connected = lock(&self.shared.connected);
-        connected.clear();
-        let control = self.connections.values();
-        connected.extend(
-            control
-                .filter(|connection| connection.lane == Some(Lane::Control) && !connection.closing)
-                .map(|connection| connection.peer),
-        );
     }
 }
 

@@ -74,8 +74,9 @@ pub(super) const STREAMS_MAX: usize = 8;
 /// room for 3 ms.
 pub(super) const WINDOW_BYTES_MAX: usize = (4 << 20) + STREAMS_MAX * (256 << 10);
 
-/// Events that may wait for the driver. Chunk bytes among them are bounded by what it expects.
-pub(super) const EVENTS_MAX: usize = 1024;
+/// Events that may wait for the driver: some milliseconds of a busy swarm. Most are small; a message
+/// is at most 1 MiB, and chunks are bounded by what was expected.
+pub(super) const EVENTS_MAX: usize = 256;
 
 /// The largest yamux frame, in bytes. On loopback 16 KiB, its default, moved 0.87 GB/s, 64 KiB
 /// moved 1.08. A frame is the grain at which the two directions of a connection take turns, so it

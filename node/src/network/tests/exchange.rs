@@ -30,28 +30,36 @@ async fn messages_arrive_in_order_both_ways_without_dialling_twice() {
     assert!(b.network.is_connected(to_a));
 }
 
-#[tokio::test]
-async fn both_sides_dialling_at_once_lose_nothing() {
-    let (mut a, mut b) = pair().await;
-    let (to_b, to_a) = (a.knows(&b), b.knows(&a));
-    for number in 0..100 {
-        a.network.send(to_b, Message::MembersHash(number));
-        b.network.send(to_a, Message::MembersHash(number));
-    }
-    for number in 0..100 {
-        assert_eq!(a.next_message().await.1, Message::MembersHash(number));
-        assert_eq!(b.next_message().await.1, Message::MembersHash(number));
+#[tokio::test(flavor = "multi_thread")]
+async fn both_sides_dialling_at_once_neither_lose_nor_reorder() {
+    const MESSAGES: u64 = 200;
+    for _ in 0..10 {
+        let (mut a, mut b) = pair().await;
+        let (to_b, to_a) = (a.knows(&b), b.knows(&a));
+        // Spread over the time in which both connections come about.
+        for number in 0..MESSAGES {
+            a.network.send(to_b, Message::MembersHash(number));
+            b.network.send(to_a, Message::MembersHash(number));
+            if number % 4 == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        for number in 0..MESSAGES {
+            assert_eq!(a.next_message().await.1, Message::MembersHash(number));
+            assert_eq!(b.next_message().await.1, Message::MembersHash(number));
+        }
     }
 }
 
-async fn exchange_chunks(count: u32, len: u64) -> f64 {
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_arrive_whole_both_ways() {
+    let (count, len) = (64, CHUNK_BYTES);
     let (mut a, mut b) = pair().await;
     let (to_b, to_a) = (a.knows(&b), b.knows(&a));
     for index in 0..count {
         a.network.expect(to_b, blob(), index);
         b.network.expect(to_a, blob(), index);
     }
-    let start = clock::instant();
     for (network, to) in [(a.network.clone(), to_b), (b.network.clone(), to_a)] {
         tokio::spawn(async move {
             for index in 0..count {
@@ -67,13 +75,8 @@ async fn exchange_chunks(count: u32, len: u64) -> f64 {
             assert!(header.attestation.covers(&bytes));
         }
     }
+    // Chunks keep off the control connection, and need none.
     assert_eq!(a.network.connections().control, 0);
-    start.elapsed().as_secs_f64()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn chunks_arrive_whole_both_ways() {
-    exchange_chunks(64, CHUNK_BYTES).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -281,6 +284,37 @@ async fn a_peer_that_speaks_garbage_is_cut_off() {
     let mailbox = a.network.shared.mailboxes.of(to_b);
     mailbox.messages.push(Bytes::from_static(b"\xffgarbage"));
     b.disconnected().await;
+}
+
+#[tokio::test]
+async fn a_message_over_the_bound_is_not_sent_and_harms_nobody() {
+    let (a, mut b) = pair().await;
+    let to_b = a.knows(&b);
+    let json = Bytes::from(vec![b' '; CONTROL_FRAME_BYTES_MAX]);
+    a.network.send(to_b, Message::Stats { id: 1, json });
+    a.network.send(to_b, Message::MembersHash(2));
+    assert_eq!(b.next_message().await.1, Message::MembersHash(2));
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_read_costs_no_more_than_its_bound() {
+    let (mut a, b) = pair().await;
+    let to_b = a.knows(&b);
+    let json = Bytes::from(vec![b' '; CONTROL_FRAME_BYTES_MAX / 2]);
+    // b's driver sleeps: its events, the window and the outbox fill up.
+    for _ in 0..EVENTS_MAX + 100 {
+        let json = json.clone();
+        a.network.send(to_b, Message::Stats { id: 1, json });
+        tokio::task::yield_now().await;
+    }
+    let lost = a
+        .next_that(|event| match event {
+            NetworkEvent::Unreachable(peer) => Some(peer),
+            _ => None,
+        })
+        .await;
+    assert_eq!(lost, to_b);
+    assert_eq!(a.disconnected().await, to_b);
 }
 
 #[tokio::test]
