@@ -13,7 +13,7 @@ use crate::support::clock::wait_until;
 use crate::support::{SHOAL, machine};
 
 /// Marks the environment of a demo and of all that it starts.
-const MARK: &str = "SHOAL_E2E_MARK";
+const MARK: &str = "E2E_MARK_OF_DEMO";
 
 /// A run of the demo with a temporary directory of its own.
 struct Demo {

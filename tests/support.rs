@@ -22,6 +22,9 @@ pub(crate) const REPOSITORY: &str = "team/image";
 /// The tag of every test image.
 pub(crate) const TAG: &str = "v1";
 
+/// The port of every test's origin. Not the usual 5000: Debian starts a registry of its own there.
+pub(crate) const ORIGIN_PORT: u16 = 5050;
+
 /// Bytes in one MiB.
 pub(crate) const MIB: u64 = 1 << 20;
 

@@ -27,7 +27,7 @@ use tokio::time::sleep_until;
 use super::access::{Access, AccessLog};
 use super::image::{Blob, Content, Image};
 use super::place::Place;
-use super::{REPOSITORY, TAG, clock};
+use super::{ORIGIN_PORT, REPOSITORY, TAG, clock};
 
 /// Bytes of one frame of a body.
 const FRAME: usize = 128 * 1024;
@@ -72,7 +72,7 @@ struct Entry {
 impl FakeOrigin {
     /// Serves `image` with these faults.
     pub(crate) fn serving(image: &Image, faults: Faults) -> Self {
-        let address = SocketAddr::new(Place::loopback().address.into(), 5000);
+        let address = SocketAddr::new(Place::loopback().address.into(), ORIGIN_PORT);
         let shared = Arc::new(Shared {
             image: image.clone(),
             busy_left: faults.busy.into(),

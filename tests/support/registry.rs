@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use super::ORIGIN_PORT;
 use super::access::{Access, AccessLog};
 use super::client;
 use super::clock::wait_until;
@@ -23,7 +24,7 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// Starts a registry at `place`, port 5000, that holds `image`.
+    /// Starts a registry at `place` that holds `image`.
     pub(crate) fn serving(image: &Image, place: &Place) -> Self {
         let directory = TempDir::new().expect("temporary directories can be made");
         let configuration = format!(
@@ -32,7 +33,7 @@ impl Registry {
              storage:\n  \
                filesystem: {{rootdirectory: {}}}\n  \
                maintenance: {{readonly: {{enabled: true}}}}\n\
-             http: {{addr: \"{}:5000\", secret: test}}\n",
+             http: {{addr: \"{}:{ORIGIN_PORT}\", secret: test}}\n",
             image.registry_storage().display(),
             place.address,
         );
@@ -48,7 +49,7 @@ impl Registry {
 
     /// The URL that a node is given for the upstream.
     pub(crate) fn url(&self) -> String {
-        format!("http://{}:5000", self.place.address)
+        format!("http://{}:{ORIGIN_PORT}", self.place.address)
     }
 
     /// Stops the process; its port refuses connections from now on.
@@ -140,7 +141,7 @@ fn skopeo_pulls_the_generated_image_from_a_registry_in_a_lab() {
     let image = Image::generate(900, &[8 << 20, 1 << 20]);
     let registry = Registry::serving(&image, &lab.hosts()[0]);
     let name = format!(
-        "{}:5000/{}:{}",
+        "{}:{ORIGIN_PORT}/{}:{}",
         lab.hosts()[0].address,
         super::REPOSITORY,
         super::TAG
