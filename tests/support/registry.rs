@@ -136,6 +136,40 @@ fn the_access_log_counts_what_clients_read_even_if_they_leave() {
 }
 
 #[test]
+fn links_of_a_lab_are_shaped_in_both_directions() {
+    let lab = super::netns::Lab::new(3, Some(100));
+    let image = Image::generate(902, &[6_000_000]);
+    let serve = |host: usize| Registry::serving(&image, &lab.hosts()[host]);
+    let (first, second) = (serve(0), serve(1));
+    let seconds = |reader: usize, registries: &[&Registry]| {
+        let pull = |registry: &&Registry| {
+            client::pull(&lab.hosts()[reader], &registry.url(), &image).expect("it serves")
+        };
+        let times = client::all_at_once(registries, pull);
+        times
+            .into_iter()
+            .max()
+            .expect("there are some")
+            .as_secs_f64()
+    };
+    let one = seconds(2, &[&first]);
+    assert!(
+        (0.45..0.75).contains(&one),
+        "6 MB at 100 Mbit/s took {one:.2} s"
+    );
+    let down = seconds(2, &[&first, &second]);
+    assert!(
+        (0.9..1.4).contains(&down),
+        "twice 6 MB into one link took {down:.2} s"
+    );
+    let up = seconds(2, &[&first, &first]);
+    assert!(
+        (0.9..1.4).contains(&up),
+        "twice 6 MB out of one link took {up:.2} s"
+    );
+}
+
+#[test]
 fn skopeo_pulls_the_generated_image_from_a_registry_in_a_lab() {
     let lab = super::netns::Lab::new(2, Some(400));
     let image = Image::generate(900, &[8 << 20, 1 << 20]);
