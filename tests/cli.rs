@@ -103,6 +103,12 @@ impl Attempt {
         self.path(name).display().to_string()
     }
 
+    /// As [`node`](Self::node), with the addresses of the configuration or the defaults.
+    fn node_with_defaults(&self, more: &[&str]) -> Outcome {
+        let data = self.path("data").display().to_string();
+        shoal(&[&["node", "--data-dir", &data], more].concat())
+    }
+
     fn node(&self, more: &[&str]) -> Outcome {
         let address = |port: u16| format!("{}:{port}", self.place.address);
         let data = self.path("data").display().to_string();
@@ -153,9 +159,11 @@ fn a_configuration_that_cannot_be_read_is_named_with_its_key_and_exit_code_2() {
         .node(&["--config", &file])
         .fails_with(2, &["mirrow", &file]);
     let file = attempt.write("wrong.toml", "admin = 17\n");
-    attempt
-        .node(&["--config", &file])
-        .fails_with(2, &["admin", &file]);
+    let outcome = attempt.node(&["--config", &file]);
+    outcome.fails_with(2, &["line 1", &file]);
+    let file = attempt.write("nonsense.toml", "admin = \"nonsense\"\n");
+    let outcome = attempt.node_with_defaults(&["--config", &file]);
+    outcome.fails_with(2, &["admin", "nonsense"]);
     let file = attempt.path("absent.toml").display().to_string();
     attempt.node(&["--config", &file]).fails_with(2, &[&file]);
 }
@@ -179,6 +187,12 @@ fn a_cluster_key_that_is_missing_or_not_one_is_named() {
     let foreign = attempt.write("foreign.key", "-----BEGIN OPENSSH PRIVATE KEY-----\nabc\n");
     let outcome = attempt.node(&["--cluster-key", &foreign]);
     outcome.fails_with(outcome.code.unwrap_or(1).clamp(1, 2), &[&foreign]);
+}
+
+#[test]
+fn joining_without_a_key_is_refused_with_the_way_to_get_one() {
+    let outcome = Attempt::new().node(&["--join", "127.0.0.1:5004"]);
+    outcome.fails_with(2, &["--join", "--cluster-key", "shoal cluster init"]);
 }
 
 #[test]

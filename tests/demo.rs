@@ -130,6 +130,31 @@ fn the_demo_with_its_defaults_keeps_its_promise_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn the_demo_shows_how_time_and_origin_bytes_grow() {
+    let _machine = machine();
+    let demo = Demo::new();
+    let process = demo.start(&["--scale", "--image-size", "64MiB", "--json"]);
+    let output = process.wait_with_output().expect("its output can be read");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {errors}", output.status);
+    let reports: Value = serde_json::from_slice(&output.stdout).expect("it prints JSON");
+    let reports = reports
+        .as_array()
+        .expect("one report for each count of nodes");
+    let nodes: Vec<_> = reports
+        .iter()
+        .map(|report| report["nodes"].as_u64())
+        .collect();
+    assert_eq!(nodes, [1, 2, 4, 8].map(Some));
+    for report in reports {
+        assert_eq!(report["verified"], true);
+        let copies = report["origin_copies"].as_f64();
+        assert!(copies.is_some_and(|copies| copies <= 1.02), "{report}");
+    }
+    demo.left_nothing_behind();
+}
+
+#[test]
 fn a_demo_that_is_interrupted_leaves_nothing_behind_either() {
     let _machine = machine();
     let demo = Demo::new();

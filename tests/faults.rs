@@ -174,9 +174,10 @@ fn strike(wanted: fn(&Midway) -> bool) {
     let traffic = victim.traffic();
     let read = traffic.from_origin + traffic.from_peers;
     let missing = image.bytes() - killed.held;
+    // At the very end one chunk may be asked of two peers: a hedge, no loss.
     let again = read.saturating_sub(missing);
     assert!(
-        again as f64 <= 0.02 * killed.held as f64,
+        again <= killed.held / 50 + CHUNK,
         "it read {again} bytes again of the {} that it had: {traffic:?}",
         killed.held
     );
@@ -202,7 +203,7 @@ fn a_killed_steward_of_a_layer_costs_the_others_three_seconds_at_most() {
 #[test]
 fn chunks_damaged_in_transit_reach_no_client() {
     let _machine = machine();
-    let image = Image::generate(4, &[96 * MIB, 32 * MIB]);
+    let image = Image::generate(4, &[192 * MIB, 64 * MIB]);
     let origin = FakeOrigin::serving(&image, Faults::default());
     let swarm = Swarm::start_with_faults(&loopback(4), &origin.url(), &["corrupt-out=0.2"]);
     swarm.slowest_pull(&image);
@@ -284,7 +285,7 @@ fn a_lying_lease_holder_completes_no_response_and_is_banned_by_name() {
 }
 
 #[test]
-fn a_frozen_pull_survives_a_restart_of_its_node_on_the_data_it_has() {
+fn a_lone_node_killed_midway_reads_only_the_rest_after_a_restart() {
     let _machine = machine();
     let image = Image::generate(6, &[64 * MIB]);
     let faults = Faults {

@@ -121,7 +121,7 @@ fn blobs_of_nothing_of_one_chunk_and_of_one_byte_more_are_served() {
         0 => Blob::new(Content::Literal(Vec::new())),
         size => Blob::generated(seed, size),
     };
-    let image = Image::of((240..).zip(sizes).map(blob).collect());
+    let image = Image::of(&(240..).zip(sizes).map(blob).collect::<Vec<_>>());
     let mut origin = FakeOrigin::serving(&image, Faults::default());
     let mut swarm = Swarm::on_loopback(NODES, &origin.url());
     swarm.slowest_pull(&image);

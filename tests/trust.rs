@@ -83,9 +83,59 @@ fn a_process_that_speaks_something_else_learns_nothing() {
     assert_eq!(members, [2, 2]);
 }
 
-/// A node with the key in `key`, or none, that wants to join the guarded swarm.
-fn a_stranger_gets_nothing(key: Option<&ClusterKey>) {
+/// What a node is started with that wants to join the swarm and has no origin of its own.
+fn newcomer(swarm: &Swarm) -> Options {
+    Options {
+        origin: "http://127.0.0.1:9".to_owned(),
+        join: swarm.nodes.iter().map(Node::swarm_address).collect(),
+        ..Options::default()
+    }
+}
+
+#[test]
+fn a_node_with_a_ticket_needs_no_key() {
+    let _machine = machine();
     let (swarm, image) = guarded();
+    let key = swarm.key_file();
+    let member = Node::start_with_ticket(&Place::loopback(), newcomer(&swarm), &key);
+    wait_until(
+        "the newcomer knows both members",
+        Duration::from_secs(10),
+        || member.members_alive() == 3,
+    );
+    member
+        .pull(&image)
+        .expect("a member gets what the swarm has");
+}
+
+#[test]
+fn a_ticket_of_another_cluster_admits_nobody() {
+    let _machine = machine();
+    let (swarm, image) = guarded();
+    let foreign = ClusterKey::new();
+    stranger_gets_nothing(&swarm, &image, |options| {
+        Node::start_with_ticket(&Place::loopback(), options, &foreign.path())
+    });
+}
+
+#[test]
+fn a_node_with_a_foreign_cluster_key_gets_nothing() {
+    let _machine = machine();
+    let (swarm, image) = guarded();
+    let foreign = ClusterKey::new();
+    stranger_gets_nothing(&swarm, &image, |options| {
+        let cluster_key = Some(foreign.path());
+        Node::start(
+            &Place::loopback(),
+            Options {
+                cluster_key,
+                ..options
+            },
+        )
+    });
+}
+
+fn stranger_gets_nothing(swarm: &Swarm, image: &Image, start: impl Fn(Options) -> Node) {
     let uploaded = || {
         swarm
             .nodes
@@ -94,15 +144,7 @@ fn a_stranger_gets_nothing(key: Option<&ClusterKey>) {
             .sum::<u64>()
     };
     let before = uploaded();
-    let stranger = Node::start(
-        &Place::loopback(),
-        Options {
-            origin: "http://127.0.0.1:9".to_owned(),
-            join: swarm.nodes.iter().map(Node::swarm_address).collect(),
-            cluster_key: key.map(ClusterKey::path),
-            fault: None,
-        },
-    );
+    let stranger = start(newcomer(swarm));
     std::thread::sleep(TIME_TO_GET_IN);
     assert_eq!(
         stranger.members_alive(),
@@ -110,7 +152,7 @@ fn a_stranger_gets_nothing(key: Option<&ClusterKey>) {
         "the stranger knows no member but itself"
     );
     stranger
-        .pull(&image)
+        .pull(image)
         .expect_err("the stranger gets no manifest");
     stranger.read(&image.blobs[1]).expect_err("and no blob");
     let traffic = stranger.traffic();
@@ -128,16 +170,4 @@ fn a_stranger_gets_nothing(key: Option<&ClusterKey>) {
         Duration::from_secs(10),
         || stranger.log().contains("same cluster key"),
     );
-}
-
-#[test]
-fn a_node_with_a_foreign_cluster_key_gets_nothing() {
-    let _machine = machine();
-    a_stranger_gets_nothing(Some(&ClusterKey::new()));
-}
-
-#[test]
-fn a_node_without_any_cluster_key_gets_nothing() {
-    let _machine = machine();
-    a_stranger_gets_nothing(None);
 }

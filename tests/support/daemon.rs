@@ -31,6 +31,8 @@ pub(crate) struct Options {
     pub(crate) join: Vec<String>,
     /// The key of the cluster.
     pub(crate) cluster_key: Option<PathBuf>,
+    /// The node's ticket, where it does not have the key.
+    pub(crate) ticket: Option<PathBuf>,
     /// The value of `SHOAL_FAULT`.
     pub(crate) fault: Option<String>,
 }
@@ -66,15 +68,41 @@ impl Node {
 
     /// Starts a node at `place`; it may not be ready yet.
     pub(crate) fn spawn(place: &Place, options: Options) -> Self {
+        let mut node = Self::prepare(place, options);
+        node.launch();
+        node
+    }
+
+    /// Starts a node that has no key but a ticket, issued for it with the key in this file.
+    pub(crate) fn start_with_ticket(place: &Place, options: Options, cluster_key: &Path) -> Self {
+        let mut node = Self::prepare(place, options);
+        let data = node.data_dir().display().to_string();
+        let key = cluster_key.display().to_string();
+        let id = shoal(&["cluster", "identity", "--data-dir", &data]);
+        let issue = [
+            "cluster",
+            "ticket",
+            "--cluster-key",
+            &key,
+            "--node",
+            id.trim(),
+        ];
+        let ticket = node.directory.path().join("ticket");
+        fs::write(&ticket, shoal(&issue)).expect("it is writable");
+        node.options.ticket = Some(ticket);
+        node.launch();
+        node.wait_ready();
+        node
+    }
+
+    fn prepare(place: &Place, options: Options) -> Self {
         let directory = TempDir::new().expect("temporary directories can be made");
-        let mut node = Self {
+        Self {
             place: place.clone(),
             options,
             directory,
             process: None,
-        };
-        node.launch();
-        node
+        }
     }
 
     /// Waits until the node says that it is ready.
@@ -119,6 +147,9 @@ impl Node {
         }
         if let Some(key) = &self.options.cluster_key {
             command.arg("--cluster-key").arg(key);
+        }
+        if let Some(ticket) = &self.options.ticket {
+            command.arg("--ticket").arg(ticket);
         }
         command.envs(
             self.options
@@ -314,6 +345,18 @@ impl Node {
             "SIG{name} is delivered"
         );
     }
+}
+
+/// What a `shoal` command prints; it has to succeed.
+pub(crate) fn shoal(arguments: &[&str]) -> String {
+    let output = Command::new(SHOAL).args(arguments).output();
+    let output = output.expect("the built binary starts");
+    assert!(
+        output.status.success(),
+        "`shoal {}` failed: {output:?}",
+        arguments.join(" ")
+    );
+    String::from_utf8(output.stdout).expect("it prints text")
 }
 
 /// The swarm address of a node at `place`.

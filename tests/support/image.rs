@@ -201,12 +201,18 @@ impl Image {
                 tar: true,
             })
         };
-        Self::of(layer_bytes.iter().enumerate().map(layer).collect())
+        Self::of(
+            &layer_bytes
+                .iter()
+                .enumerate()
+                .map(layer)
+                .collect::<Vec<_>>(),
+        )
     }
 
     /// An image of these layers.
-    pub(crate) fn of(layers: Vec<Blob>) -> Self {
-        Self::padded(&layers, 0)
+    pub(crate) fn of(layers: &[Blob]) -> Self {
+        Self::padded(layers, 0)
     }
 
     /// An image whose manifest is padded by an annotation to `manifest_bytes`, if that is more

@@ -1,14 +1,13 @@
 //! A cluster: its key, its nodes, and what is done with all of them at once.
 
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
 
 use super::clock::wait_until;
-use super::daemon::{Node, Options, swarm_address};
+use super::daemon::{Node, Options, shoal, swarm_address};
 use super::image::Image;
 use super::place::Place;
 use super::{SHOAL, client};
@@ -30,16 +29,8 @@ impl ClusterKey {
     pub(crate) fn new() -> Self {
         let directory = TempDir::new().expect("temporary directories can be made");
         let key = Self { directory };
-        let mut command = Command::new(SHOAL);
-        let output = command
-            .args(["cluster", "init", "--cluster-key"])
-            .arg(key.path())
-            .output();
-        let output = output.expect("the built binary starts");
-        assert!(
-            output.status.success(),
-            "`shoal cluster init` failed: {output:?}"
-        );
+        let file = key.path().display().to_string();
+        shoal(&["cluster", "init", "--cluster-key", &file]);
         key
     }
 
@@ -100,6 +91,11 @@ impl Swarm {
         self.nodes.push(Node::start(place, options));
         self.wait_gathered();
         self.nodes.last().expect("it was pushed")
+    }
+
+    /// The file with the cluster's key.
+    pub(crate) fn key_file(&self) -> PathBuf {
+        self.key.path()
     }
 
     fn options(&self) -> Options {
