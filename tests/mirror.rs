@@ -15,7 +15,7 @@ use crate::support::{MIB, SHOAL, UPSTREAM, client, machine};
 /// A rate at which a test's layer takes a few seconds.
 const SLOW: Faults = Faults {
     no_ranges: false,
-    busy: 0,
+    busy: None,
     cuts: 0,
     bytes_per_second: Some(16_000_000),
 };

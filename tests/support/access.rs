@@ -1,5 +1,7 @@
 //! What an origin was asked, request by request, and the sums that the tests judge it by.
 
+use std::time::Instant;
+
 use super::image::Image;
 
 /// One request that an origin has answered, or tried to.
@@ -15,6 +17,8 @@ pub(crate) struct Access {
     pub(crate) bytes: u64,
     /// The request's Range header, where the origin records it.
     pub(crate) range: Option<String>,
+    /// When the request came, where the origin records it.
+    pub(crate) at: Option<Instant>,
 }
 
 impl Access {
@@ -33,6 +37,7 @@ impl Access {
             status,
             bytes,
             range: None,
+            at: None,
         })
     }
 

@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -37,8 +37,8 @@ const FRAME: usize = 128 * 1024;
 pub(crate) struct Faults {
     /// Answers every GET of a blob whole, with 200, whatever range it asks for.
     pub(crate) no_ranges: bool,
-    /// Answers this many requests for blobs with 429 and `Retry-After: 1`.
-    pub(crate) busy: usize,
+    /// Answers requests for blobs with 429 and `Retry-After: 1` for so long after the first.
+    pub(crate) busy: Option<Duration>,
     /// Breaks this many bodies of blobs off in the middle.
     pub(crate) cuts: usize,
     /// Sends bodies no faster than this many bytes per second, all together.
@@ -55,18 +55,18 @@ pub(crate) struct FakeOrigin {
 struct Shared {
     image: Image,
     faults: Faults,
-    busy_left: AtomicUsize,
+    /// When the first blob was asked for.
+    first_blob: OnceLock<Instant>,
     cuts_left: AtomicUsize,
     /// When the next frame may leave, where the rate is limited.
     next_frame: Mutex<Option<Instant>>,
     log: Mutex<Vec<Entry>>,
 }
 
-/// A request, and when it came.
+/// A request, and the bytes written for it so far.
 struct Entry {
     access: Access,
     written: Arc<AtomicU64>,
-    at: Instant,
 }
 
 impl FakeOrigin {
@@ -75,7 +75,7 @@ impl FakeOrigin {
         let address = SocketAddr::new(Place::loopback().address.into(), ORIGIN_PORT);
         let shared = Arc::new(Shared {
             image: image.clone(),
-            busy_left: faults.busy.into(),
+            first_blob: OnceLock::new(),
             cuts_left: faults.cuts.into(),
             faults,
             next_frame: Mutex::new(None),
@@ -107,16 +107,6 @@ impl FakeOrigin {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_timeout(Duration::from_secs(5));
         }
-    }
-
-    /// The times of the requests that were answered with `status`, and of all requests.
-    pub(crate) fn times(&self, status: StatusCode) -> (Vec<Instant>, Vec<Instant>) {
-        let log = self.shared.log.lock().expect("nobody panicked");
-        let with = |entry: &&Entry| entry.access.status == status.as_u16();
-        (
-            log.iter().filter(with).map(|entry| entry.at).collect(),
-            log.iter().map(|entry| entry.at).collect(),
-        )
     }
 }
 
@@ -172,12 +162,9 @@ impl Shared {
             status: response.status().as_u16(),
             bytes: 0,
             range: range.map(str::to_owned),
+            at: Some(clock::now()),
         };
-        let entry = Entry {
-            access,
-            written,
-            at: clock::now(),
-        };
+        let entry = Entry { access, written };
         self.log.lock().expect("nobody panicked").push(entry);
         response
     }
@@ -212,7 +199,7 @@ impl Shared {
         let named = |blob: &&Blob| rest.strip_prefix("blobs/") == Some(&blob.digest);
         match self.image.blobs.iter().find(named) {
             None => reply(StatusCode::NOT_FOUND, &[], Reply::text(r#"{"errors":[]}"#)),
-            Some(_) if take_one(&self.busy_left) => {
+            Some(_) if self.is_busy() => {
                 let body = Reply::text(r#"{"errors":[{"code":"TOOMANYREQUESTS"}]}"#);
                 reply(StatusCode::TOO_MANY_REQUESTS, &[(RETRY_AFTER, "1")], body)
             }
@@ -310,6 +297,11 @@ impl Shared {
         bytes
             .chain(stream::iter(cut.then_some(Err(broken))))
             .boxed()
+    }
+
+    fn is_busy(&self) -> bool {
+        let first = self.first_blob.get_or_init(clock::now);
+        self.faults.busy.is_some_and(|busy| first.elapsed() < busy)
     }
 
     async fn pace(&self, bytes: u64) {
@@ -433,7 +425,7 @@ mod tests {
         let digest = &image.blobs[1].digest;
         let faults = Faults {
             no_ranges: true,
-            busy: 1,
+            busy: Some(Duration::from_millis(300)),
             cuts: 1,
             ..Faults::default()
         };
@@ -444,6 +436,7 @@ mod tests {
                 .finish()
         };
         assert_eq!(get().unwrap().status, 429);
+        std::thread::sleep(Duration::from_millis(300));
         assert!(
             get().unwrap_err().contains("1500160 bytes"),
             "half of the body, then the end"
