@@ -1,1 +1,26 @@
-//! t
+//! End-to-end tests: the built binary, real registries and clients, hosts as network namespaces.
+//!
+//! Nothing here knows the inside of Shoal. A test sees the `shoal` binary, HTTP, files and
+//! processes, and the access log of the registry behind them: what an operator can see.
+//!
+//! The tests need root (network namespaces, `tc`) and Debian's `docker-registry`, `skopeo`,
+//! `iproute2` and `curl`; without them they fail and say so, they are never skipped. `tests/run`
+//! installs all of it. They share two cores at most, so they run one after another
+//! ([`support::machine`]).
+
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "what a test has measured, and a failed node's log, belong in its output"
+)]
+
+mod cli;
+mod cluster;
+mod demo;
+mod faults;
+mod limits;
+mod mirror;
+mod origin;
+mod scaling;
+mod support;
+mod trust;

@@ -1,0 +1,60 @@
+//! The reason the project exists: a pull takes as long on sixteen hosts as on two.
+
+use std::time::Duration;
+
+use crate::support::access::AccessLog;
+use crate::support::image::Image;
+use crate::support::netns::Lab;
+use crate::support::registry::Registry;
+use crate::support::swarm::Swarm;
+use crate::support::{MIB, machine};
+
+/// The rate of every link, the registry's too, in Mbit/s. Sixteen of them fully used are
+/// 200 MB/s, which two cores can encrypt, hash and check.
+const LINK: u64 = 100;
+
+const LAYERS: [u64; 5] = [96 * MIB, 56 * MIB, 24 * MIB, 12 * MIB, 4 * MIB];
+
+fn mass_pull(nodes: usize, image: &Image) -> Duration {
+    let lab = Lab::new(nodes + 1, Some(LINK));
+    let (origin, hosts) = lab.hosts().split_first().expect("it has hosts");
+    let registry = Registry::serving(image, origin);
+    let swarm = Swarm::start(hosts, &registry.url());
+    let took = swarm.slowest_pull(image);
+    let copies = registry.copies(image);
+    println!(
+        "{nodes:>2} nodes: {:.2} s, {copies:.3} copies",
+        took.as_secs_f64()
+    );
+    assert!(
+        copies <= 1.02,
+        "{nodes} nodes: the registry wrote {copies:.3} copies"
+    );
+    took
+}
+
+#[test]
+fn the_time_of_a_mass_pull_does_not_grow_with_the_number_of_nodes() {
+    let _machine = machine();
+    let image = Image::generate(2, &LAYERS);
+    let times: Vec<_> = [2, 4, 8, 16]
+        .into_iter()
+        .map(|nodes| (nodes, mass_pull(nodes, &image)))
+        .collect();
+    let seconds = || times.iter().map(|(_, time)| time.as_secs_f64());
+    let (shortest, longest) = (
+        seconds().fold(f64::MAX, f64::min),
+        seconds().fold(0.0, f64::max),
+    );
+    assert!(
+        longest / shortest <= 1.15,
+        "longest over shortest: {:.3} {times:?}",
+        longest / shortest
+    );
+
+    let bound = image.bytes() as f64 / (LINK as f64 * 1e6 / 8.0);
+    assert!(
+        longest <= 1.15 * bound + 1.0,
+        "{longest:.2} s where {bound:.2} s are the least"
+    );
+}

@@ -1,0 +1,189 @@
+//! Debian's `docker-registry` as an origin.
+
+use std::fs::{self, File};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::ORIGIN_PORT;
+use super::access::{Access, AccessLog};
+use super::client;
+use super::clock::wait_until;
+use super::image::Image;
+use super::place::Place;
+
+/// How long a registry may take to start.
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+/// A registry that serves one image, and the log of what it was asked.
+pub(crate) struct Registry {
+    place: Place,
+    directory: TempDir,
+    process: Option<Child>,
+}
+
+impl Registry {
+    /// Starts a registry at `place` that holds `image`.
+    pub(crate) fn serving(image: &Image, place: &Place) -> Self {
+        let directory = TempDir::new().expect("temporary directories can be made");
+        let configuration = format!(
+            "version: 0.1\n\
+             log: {{level: warn, accesslog: {{disabled: false}}}}\n\
+             storage:\n  \
+               filesystem: {{rootdirectory: {}}}\n  \
+               maintenance: {{readonly: {{enabled: true}}}}\n\
+             http: {{addr: \"{}:{ORIGIN_PORT}\", secret: test}}\n",
+            image.registry_storage().display(),
+            place.address,
+        );
+        fs::write(directory.path().join("config.yml"), configuration).expect("it is writable");
+        let mut registry = Self {
+            place: place.clone(),
+            directory,
+            process: None,
+        };
+        registry.start();
+        registry
+    }
+
+    /// The URL that a node is given for the upstream.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}:{ORIGIN_PORT}", self.place.address)
+    }
+
+    /// Stops the process; its port refuses connections from now on.
+    pub(crate) fn stop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+
+    fn start(&mut self) {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.directory.path().join("access.log"))
+            .expect("it is writable");
+        let errors =
+            File::create(self.directory.path().join("errors.log")).expect("it is writable");
+        let mut command = self.place.command("docker-registry");
+        // The S3 driver, linked in, panics on this variable.
+        command.env_remove("AWS_CA_BUNDLE").arg("serve");
+        command.arg(self.directory.path().join("config.yml"));
+        command.stdin(Stdio::null()).stdout(log).stderr(errors);
+        let process = command.spawn().unwrap_or_else(|error| {
+            panic!("docker-registry (a Debian package) not started: {error}")
+        });
+        self.process = Some(process);
+        wait_until("docker-registry answers", START_LIMIT, || {
+            client::get(&self.place, &format!("{}/v2/", self.url())).is_ok()
+        });
+    }
+}
+
+impl AccessLog for Registry {
+    fn log(&self) -> Vec<Access> {
+        let text = fs::read_to_string(self.directory.path().join("access.log"));
+        text.expect("the log is readable")
+            .lines()
+            .filter_map(Access::parse)
+            .collect()
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+#[test]
+fn the_access_log_counts_what_clients_read_even_if_they_leave() {
+    let image = Image::generate(900, &[8 << 20, 1 << 20]);
+    let place = Place::loopback();
+    let mut registry = Registry::serving(&image, &place);
+    client::pull(&place, &registry.url(), &image).expect("a direct pull works");
+    assert!((registry.copies(&image) - 1.0).abs() < 1e-9);
+    assert_eq!(registry.manifest_gets(), 1);
+
+    let digest = &image.blobs[1].digest;
+    let part = client::blob(&place, &registry.url(), digest)
+        .range("0-999")
+        .finish();
+    assert_eq!(part.expect("ranges work").bytes, 1000);
+    assert_eq!(registry.bytes_of(digest), (8 << 20) + 1000);
+    assert_eq!(registry.gets_of(digest), 2);
+
+    let mut slow = client::blob(&place, &registry.url(), digest).start();
+    slow.read_some(100_000);
+    slow.abort();
+    wait_until("the broken request is logged", START_LIMIT, || {
+        registry.gets_of(digest) == 3
+    });
+    let counted = registry.bytes_of(digest) - (8 << 20) - 1000;
+    assert!(
+        (100_000..8 << 20).contains(&counted),
+        "{counted} bytes for a broken request"
+    );
+
+    registry.stop();
+    assert!(
+        client::pull(&place, &registry.url(), &image).is_err(),
+        "a stopped one refuses"
+    );
+}
+
+#[test]
+fn links_of_a_lab_are_shaped_in_both_directions() {
+    let lab = super::netns::Lab::new(3, Some(100));
+    let image = Image::generate(902, &[6_000_000]);
+    let serve = |host: usize| Registry::serving(&image, &lab.hosts()[host]);
+    let (first, second) = (serve(0), serve(1));
+    let seconds = |reader: usize, registries: &[&Registry]| {
+        let pull = |registry: &&Registry| {
+            client::pull(&lab.hosts()[reader], &registry.url(), &image).expect("it serves")
+        };
+        let times = client::all_at_once(registries, pull);
+        times
+            .into_iter()
+            .max()
+            .expect("there are some")
+            .as_secs_f64()
+    };
+    let one = seconds(2, &[&first]);
+    assert!(
+        (0.45..0.75).contains(&one),
+        "6 MB at 100 Mbit/s took {one:.2} s"
+    );
+    let down = seconds(2, &[&first, &second]);
+    assert!(
+        (0.9..1.4).contains(&down),
+        "twice 6 MB into one link took {down:.2} s"
+    );
+    let up = seconds(2, &[&first, &first]);
+    assert!(
+        (0.9..1.4).contains(&up),
+        "twice 6 MB out of one link took {up:.2} s"
+    );
+}
+
+#[test]
+fn skopeo_pulls_the_generated_image_from_a_registry_in_a_lab() {
+    let lab = super::netns::Lab::new(2, Some(400));
+    let image = Image::generate(900, &[8 << 20, 1 << 20]);
+    let registry = Registry::serving(&image, &lab.hosts()[0]);
+    let name = format!(
+        "{}:{ORIGIN_PORT}/{}:{}",
+        lab.hosts()[0].address,
+        super::REPOSITORY,
+        super::TAG
+    );
+    let took = client::skopeo(&lab.hosts()[1], &name, &image).expect("skopeo pulls");
+    assert!(
+        took > Duration::from_millis(140),
+        "9 MiB at 400 Mbit/s take longer than {took:?}"
+    );
+    assert!((registry.copies(&image) - 1.0).abs() < 1e-9);
+}
