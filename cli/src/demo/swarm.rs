@@ -117,7 +117,8 @@ impl Swarm {
                 .arg(format!("--listen={}", addresses.swarm))
                 .arg(format!("--advertise={}", addresses.swarm))
                 .arg(format!("--origin={UPSTREAM}=http://{origin}"))
-                .args(["--min-free=0B", "--log=info"]);
+                .arg("--min-free=0B")
+                .arg(format!("--log={}", env::var("SHOAL_LOG").unwrap_or("info".into())));
             if let Some(first) = nodes.first() {
                 command.arg(format!("--join={}", first.addresses.swarm));
             }
