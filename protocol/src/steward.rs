@@ -27,6 +27,8 @@ struct Joiner {
     upstreams: Vec<Upstream>,
     /// Chunks that its clients wait for.
     urgent: Vec<u32>,
+    /// Whether it worked on leases when it joined.
+    leased: bool,
     /// Leases that it has finished.
     completed: u32,
     /// Why its last origin read failed, how often in a row, and when it may try again.
@@ -56,6 +58,8 @@ pub(crate) struct Steward {
     acting: bool,
     /// No grants before this time: joins are being gathered.
     ready_at: Time,
+    /// When [`tick`](Self::tick) last ran; what was due before then is done.
+    ticked: Time,
     joiners: BTreeMap<Peer, Joiner>,
     /// Nodes that hold the whole blob.
     providers: BTreeSet<Peer>,
@@ -110,6 +114,7 @@ impl Steward {
             takeover_until: Time::ZERO,
             acting: false,
             ready_at: Time::ZERO,
+            ticked: Time::ZERO,
             joiners: BTreeMap::new(),
             providers: BTreeSet::new(),
             held: Bitfield::new(1),
@@ -168,24 +173,26 @@ impl Steward {
                 at = at.min(joiner.heard + self.silence(ctx));
             }
             if let Some((_, _, again)) = joiner.failure
-                && again > ctx.now
+                && again > self.ticked
             {
                 at = at.min(again);
             }
         }
-        if self.ready_at > ctx.now {
+        if self.ready_at > self.ticked {
             at = at.min(self.ready_at);
         }
         if !self.streams.idle {
-            at = at.min(self.streams.ask_at);
-            if let Some(asked) = self.streams.asked {
-                at = at.min(asked + KEEPER_PATIENCE);
+            let asked = self.streams.asked.map(|asked| asked + KEEPER_PATIENCE);
+            for due in asked.into_iter().chain([self.streams.ask_at]) {
+                if due > self.ticked {
+                    at = at.min(due);
+                }
             }
         }
-        if self.streams.pause_until > ctx.now {
+        if self.streams.pause_until > self.ticked {
             at = at.min(self.streams.pause_until);
         }
-        if self.takeover_until > ctx.now {
+        if self.takeover_until > self.ticked {
             at = at.min(self.takeover_until);
         }
         at
@@ -197,6 +204,7 @@ impl Steward {
     }
 
     pub(crate) fn tick(&mut self, ctx: &mut Ctx) {
+        self.ticked = ctx.now;
         let expiry = ctx.config.joiner_expiry;
         let gone: Vec<Peer> = self
             .joiners
@@ -273,9 +281,12 @@ impl Steward {
         self.term = ctx.rng.random_range(1..u64::MAX);
         self.numbers = 0;
         self.failure = None;
-        let rebuild = !self.joiners.is_empty() || ctx.now.since(ctx.view_changed) < RECENT;
-        if rebuild {
-            self.ready_at = ctx.now + ctx.config.rebuild;
+        // Whoever pulls already has something to tell; a pull that begins now has not, but right
+        // after a change of membership one that went on under another steward may be on its way.
+        let under_way = self.joiners.values().any(|joiner| joiner.have.count() > 0 || joiner.leased);
+        if under_way || ctx.now.since(ctx.view_changed) < RECENT {
+            let pause = if under_way { ctx.config.rebuild } else { ctx.config.rebuild / 6 };
+            self.ready_at = ctx.now + pause;
             let (blob, term) = (self.blob, self.term);
             let joiners: Vec<Peer> = self.joiners.keys().copied().collect();
             for peer in joiners {
@@ -363,6 +374,7 @@ impl Steward {
             heard: ctx.now,
             upstreams,
             urgent,
+            leased: !leases.is_empty(),
             completed,
             failure,
             silent: false,
