@@ -88,6 +88,8 @@ pub struct OriginBody {
     /// Where in the blob `stream` begins: 0 if the origin ignored the range that it was asked
     /// for, and then `stream` goes on to the blob's end.
     pub start: u64,
+    /// Whether the origin gives all of the blob, whatever it was asked for.
+    pub whole: bool,
     /// The size of the whole blob in bytes, where the origin said it.
     pub size: Option<u64>,
     /// The bytes. Ends without an error only when all that the origin announced have come; the
@@ -179,6 +181,7 @@ impl Origins {
         let manifest = manifest::read(asking.get().await?, &asking.subject).await?;
         Ok(OriginBody {
             start: 0,
+            whole: true,
             size: Some(manifest.len() as u64),
             stream: stream::iter([Ok(manifest)]).boxed(),
         })
@@ -212,6 +215,7 @@ impl Origins {
         let response = asking.send(Method::GET).await?.response;
         let length = body::content_length(response.headers());
         let range = ContentRange::of(response.headers());
+        let whole = response.status() == StatusCode::OK;
         let (start, expected, size) = match response.status() {
             StatusCode::OK => (0, length, length),
             StatusCode::PARTIAL_CONTENT => {
@@ -246,6 +250,7 @@ impl Origins {
             {
                 return Ok(OriginBody {
                     start: 0,
+                    whole: true,
                     size: Some(0),
                     stream: stream::empty().boxed(),
                 });
@@ -257,6 +262,7 @@ impl Origins {
         }
         Ok(OriginBody {
             start,
+            whole,
             size,
             stream: body::stream(response, expected, BLOB_BYTES_MAX, asking.subject),
         })

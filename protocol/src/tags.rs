@@ -23,6 +23,8 @@ struct Question {
     deadline: Time,
     /// What this node itself knew.
     known: Option<TagRecord>,
+    /// Why the origin could not be asked; from then on only the memory of others is left.
+    unsure: Option<TagFailure>,
 }
 
 #[derive(Default)]
@@ -36,6 +38,9 @@ pub(crate) struct Tags {
 
 /// Answers remembered at most; the oldest go first when there are more.
 const FRESH_MAX: usize = 10_000;
+
+/// Members that are asked what they remember while the origin cannot be reached.
+const WITNESSES: usize = 8;
 
 /// How many nodes have to give the same answer.
 const SIGNERS: usize = 2;
@@ -68,7 +73,7 @@ impl Tags {
                 question.deadline = Time::NEVER;
                 question.waiting.clear();
             }
-            self.ask_origin(ctx, key, None);
+            self.decide(ctx, key);
         }
     }
 
@@ -100,6 +105,7 @@ impl Tags {
             answers: Vec::new(),
             deadline: Time::NEVER,
             known,
+            unsure: None,
         };
         if ranks.contains(&ctx.me) || ranks.len() < SIGNERS {
             self.questions.insert(key.clone(), question);
@@ -168,26 +174,64 @@ impl Tags {
                 },
             );
         }
-        let Some(question) = self.questions.remove(&key) else {
+        let Some(question) = self.questions.get_mut(&key) else { return };
+        match answer {
+            TagAnswer::Failed(
+                failure @ (TagFailure::Unreachable(_) | TagFailure::Throttled(_)),
+            ) => {
+                question.unsure = Some(failure);
+                self.ask_around(ctx, key);
+            }
+            answer => {
+                self.questions.remove(&key);
+                ctx.act(Action::TagResolved { key, answer });
+            }
+        }
+    }
+
+    /// This node has neither the origin nor a memory of its own: who else remembers?
+    fn ask_around(&mut self, ctx: &mut Ctx, key: TagKey) {
+        let Some(question) = self.questions.get_mut(&key) else { return };
+        let mut others: Vec<Peer> = ctx.ranks(key_hash(&key)).into_iter().collect();
+        let members: Vec<Peer> = ctx.live.keys().copied().collect();
+        others.extend(ctx.sample(members, WITNESSES));
+        others.retain(|peer| *peer != ctx.me);
+        others.truncate(WITNESSES);
+        for peer in others {
+            if question.waiting.insert(peer) {
+                ctx.send(peer, Message::AskTag { key: key.clone() });
+            }
+        }
+        question.deadline = ctx.now + ctx.config.tag_timeout * 2;
+        if question.waiting.is_empty() {
+            self.decide(ctx, key);
+        }
+    }
+
+    /// All have answered who will.
+    fn decide(&mut self, ctx: &mut Ctx, key: TagKey) {
+        let Some(question) = self.questions.get(&key) else { return };
+        let agreed = agreed(&question.answers);
+        let Some(unsure) = question.unsure.clone() else {
+            match agreed {
+                Some(answer @ (TagAnswer::Fresh(_) | TagAnswer::Failed(_))) => {
+                    self.questions.remove(&key);
+                    ctx.act(Action::TagResolved { key, answer });
+                }
+                _ => self.ask_origin(ctx, key, None),
+            }
             return;
         };
-        let unsure = matches!(
-            answer,
-            TagAnswer::Failed(TagFailure::Unreachable(_) | TagFailure::Throttled(_))
-        );
-        let answer = if unsure {
-            // This node has neither the origin nor a memory: what others agree on, if anything.
-            agreed(&question.answers)
-                .or_else(|| {
-                    question
-                        .known
-                        .map(|record| TagAnswer::Stale(record, String::new()))
-                })
-                .or_else(|| only_word(ctx, &question.answers))
-                .unwrap_or(answer)
-        } else {
-            answer
+        let reason = match &unsure {
+            TagFailure::Unreachable(reason) => reason.clone(),
+            _ => "the origin is limiting its clients".to_owned(),
         };
+        let answer = agreed
+            .filter(|answer| !matches!(answer, TagAnswer::Failed(_)))
+            .or_else(|| question.known.clone().map(|record| TagAnswer::Stale(record, reason)))
+            .or_else(|| only_word(ctx, &question.answers))
+            .unwrap_or(TagAnswer::Failed(unsure));
+        self.questions.remove(&key);
         ctx.act(Action::TagResolved { key, answer });
     }
 
@@ -200,20 +244,9 @@ impl Tags {
             return;
         }
         question.answers.push(answer);
-        if !question.waiting.is_empty() {
-            return;
-        }
-        let fresh = agreed(&question.answers)
-            .filter(|answer| matches!(answer, TagAnswer::Fresh(_) | TagAnswer::Failed(_)));
-        match fresh {
-            Some(answer) => {
-                self.questions.remove(&key);
-                ctx.act(Action::TagResolved { key, answer });
-            }
-            None => {
-                question.deadline = Time::NEVER;
-                self.ask_origin(ctx, key, None);
-            }
+        if question.waiting.is_empty() {
+            question.deadline = Time::NEVER;
+            self.decide(ctx, key);
         }
     }
 

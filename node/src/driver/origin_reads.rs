@@ -130,7 +130,7 @@ impl Read {
 
     /// Cuts the body into chunks; writes, signs and reports them.
     async fn take(&mut self, body: OriginBody) -> Result<(), End> {
-        let OriginBody { start, size, mut stream } = body;
+        let OriginBody { start, whole, size, mut stream } = body;
         if self.slot.borrow().is_none() {
             let size = match size {
                 Some(size) => size,
@@ -149,9 +149,9 @@ impl Read {
             ))));
         }
         let first_byte = geometry.range(self.lease.first).start;
-        // An origin that ignores ranges gives all of the blob. That is of use only to a lease that
+        // An origin that knows no ranges gives all of the blob. That is of use only to a lease that
         // goes on to the end; the steward makes it one.
-        if start < first_byte && self.lease.end < geometry.chunks() {
+        if whole && self.lease.end < geometry.chunks() {
             return Err(End::Origin(OriginFailure::NoRanges));
         }
         let last_byte = geometry.range(self.lease.end.min(geometry.chunks()) - 1).end;

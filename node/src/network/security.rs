@@ -90,7 +90,7 @@ pub(super) enum HandshakeError {
     },
     /// It did not let us in, or broke.
     #[error(
-        "node {0:?} closed the connection without showing a ticket; most likely it does not let this node in, and its log says why"
+        "node {0:?} closed the connection without showing a ticket; most likely it does not let this node in, and its log says why; give both nodes the same cluster key or tickets of one cluster"
     )]
     NoTicket(NodeId),
     /// It was too slow.
