@@ -173,6 +173,10 @@ impl Mesh {
         if self.have_at <= ctx.now {
             self.announce_fresh(ctx);
         }
+        if self.endgame_at <= ctx.now {
+            // The requests that follow every event look at it again.
+            self.endgame_at = Time::NEVER;
+        }
         self.expire_flights(ctx);
         self.report_leases(ctx);
         if self.takes_from_peers() {

@@ -174,9 +174,10 @@ impl Steward {
             at = at.min(self.ready_at);
         }
         if !self.streams.idle {
-            at = at.min(self.streams.ask_at);
-            if let Some(asked) = self.streams.asked {
-                at = at.min(asked + KEEPER_PATIENCE);
+            at = at.min(self.streams.ask_at.max(self.ready_at));
+            let overdue = self.streams.asked.map(|asked| asked + KEEPER_PATIENCE);
+            if let Some(overdue) = overdue.filter(|overdue| *overdue > ctx.now) {
+                at = at.min(overdue);
             }
         }
         if self.streams.pause_until > ctx.now {
@@ -768,6 +769,7 @@ impl Steward {
             return;
         }
         self.streams.idle = idle;
+        self.streams.ask_at = ctx.now + ASK_INTERVAL;
         let Some(upstream) = self.streams.upstream.clone() else {
             return;
         };
@@ -775,7 +777,6 @@ impl Steward {
         let Some(keeper) = ranks.first().copied() else {
             return;
         };
-        self.streams.ask_at = ctx.now + ASK_INTERVAL;
         if !idle {
             self.streams.asked.get_or_insert(ctx.now);
         }
