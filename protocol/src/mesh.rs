@@ -248,18 +248,20 @@ impl Mesh {
         let fits = have.len() == self.have.len() || (size.is_none() && have.count() == 0);
         let known = self.neighbours.contains_key(&from);
         let asked = self.offered.remove(&from).is_some();
-        if !fits || (!known && !asked && self.neighbours.len() >= ctx.config.degree_max) {
+        // Those that were asked and have not answered yet have a place reserved.
+        let taken = self.neighbours.len() + self.offered.len();
+        if !fits || (!known && !asked && taken >= ctx.config.degree_max) {
             ctx.send(from, Message::Part { blob: self.blob });
             return;
         }
         self.remove_neighbour(from);
         let mut bits = Bitfield::new(self.have.len());
         bits.union_with(&have);
-        for chunk in bits.iter() {
-            self.availability[chunk as usize] += 1;
-        }
         let finished = bits.is_full() && self.phase == Phase::Complete;
         if !finished {
+            for chunk in bits.iter() {
+                self.availability[chunk as usize] += 1;
+            }
             self.neighbours.insert(from, Neighbour { have: bits });
         }
         if !answer {
