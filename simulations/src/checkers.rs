@@ -5,7 +5,7 @@ use shoal_protocol::core::Core;
 use crate::world::HostId;
 
 /// More of the same would say nothing new.
-const KEPT_MAX: usize = 40;
+const KEPT_MAX: usize = 8;
 
 #[derive(Debug, Default)]
 pub(crate) struct Checkers {
@@ -13,6 +13,8 @@ pub(crate) struct Checkers {
     pub(crate) violations: Vec<String>,
     /// What the nodes said, and the faults that struck.
     pub(crate) notes: Vec<String>,
+    /// Bulk bytes in each second of the run: from the origin, and from all nodes.
+    pub(crate) moved: Vec<[u64; 2]>,
     pub(crate) streams_peak: usize,
     pub(crate) requests: u64,
     pub(crate) manifest_requests: u64,
@@ -54,6 +56,13 @@ impl Checkers {
                 nanos as f64 / 1e9
             ));
         }
+    }
+
+    pub(crate) fn moved(&mut self, second: usize, origin: bool, bytes: u64) {
+        if self.moved.len() <= second {
+            self.moved.resize(second + 1, [0; 2]);
+        }
+        self.moved[second][usize::from(!origin)] += bytes;
     }
 
     pub(crate) fn origin_request(&mut self, open: usize, manifest: bool) {

@@ -47,6 +47,12 @@ struct Arguments {
     /// Layers that share them.
     #[arg(long)]
     layers: Option<usize>,
+    /// Another value for a setting of every node, as NAME=NUMBER; durations in milliseconds.
+    #[arg(long, value_name = "NAME=NUMBER")]
+    set: Vec<String>,
+    /// Adds how much of the links was used in each second.
+    #[arg(long)]
+    timeline: bool,
     /// One object for each run, on a line of its own.
     #[arg(long)]
     json: bool,
@@ -70,6 +76,8 @@ fn main() -> anyhow::Result<ExitCode> {
         sound &= report.violations.is_empty();
         if arguments.json {
             println!("{}", serde_json::to_string(&report)?);
+        } else if arguments.timeline {
+            print!("{report:#}");
         } else {
             print!("{report}");
         }
@@ -96,6 +104,9 @@ impl Arguments {
         scenario.origin_rate = self.origin_rate.map_or(scenario.origin_rate, bytes);
         scenario.image_bytes = self.size.unwrap_or(scenario.image_bytes);
         scenario.layers = self.layers.unwrap_or(scenario.layers);
+        for setting in &self.set {
+            scenario.set(setting)?;
+        }
         anyhow::ensure!(scenario.nodes > scenario.warm, "more nodes are needed");
         anyhow::ensure!(
             scenario.layers > 0 && scenario.image_bytes > 0,

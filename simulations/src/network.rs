@@ -96,6 +96,8 @@ pub(crate) struct Links {
     pub(crate) down_free: u64,
     pub(crate) sent_control: u64,
     pub(crate) sent_bulk: u64,
+    /// When the last bulk byte left, in nanoseconds.
+    pub(crate) sent_until: u64,
 }
 
 impl Links {

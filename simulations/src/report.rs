@@ -21,6 +21,8 @@ pub(crate) struct Report {
     /// Of the nodes that a fault struck and that ended nevertheless.
     pub(crate) victims: Vec<f64>,
     pub(crate) origin_copies: f64,
+    /// When its last byte left.
+    pub(crate) origin_ended: f64,
     pub(crate) origin_requests: u64,
     pub(crate) origin_refused: u64,
     pub(crate) origin_streams_peak: usize,
@@ -33,6 +35,8 @@ pub(crate) struct Report {
     pub(crate) settled: f64,
     /// Names the run: the same for the same scenario and seed.
     pub(crate) trace: String,
+    /// For each second the part of the origin's uplink and of the nodes' uplinks that was used.
+    pub(crate) used: Vec<[f64; 2]>,
     pub(crate) notes: Vec<String>,
     pub(crate) violations: Vec<String>,
 }
@@ -45,6 +49,7 @@ impl Report {
         victims: Vec<f64>,
         settled: f64,
         origin_bytes: u64,
+        origin_ended: f64,
         control_bytes: u64,
         trace: &blake3::Hash,
         checkers: Checkers,
@@ -63,6 +68,7 @@ impl Report {
             ratio: longest / lower_bound,
             victims,
             origin_copies: origin_bytes as f64 / image,
+            origin_ended,
             origin_requests: checkers.requests,
             origin_refused: checkers.refused,
             origin_streams_peak: checkers.streams_peak,
@@ -71,6 +77,14 @@ impl Report {
             control: control_bytes as f64 / (image * scenario.nodes as f64),
             settled,
             trace: trace.to_hex()[..16].to_owned(),
+            used: checkers
+                .moved
+                .iter()
+                .map(|[origin, peers]| {
+                    let nodes = scenario.rate * scenario.nodes as f64;
+                    [*origin as f64 / scenario.origin_rate, *peers as f64 / nodes]
+                })
+                .collect(),
             notes: checkers.notes,
             violations: checkers.violations,
         }
@@ -93,8 +107,9 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "  origin {:.4} copies in {} requests ({} refused, {} for manifests), {} streams at most",
+            "  origin {:.4} copies until {:.2} s in {} requests ({} refused, {} for manifests), {} streams at most",
             self.origin_copies,
+            self.origin_ended,
             self.origin_requests,
             self.origin_refused,
             self.manifest_requests,
@@ -110,6 +125,12 @@ impl fmt::Display for Report {
         )?;
         if !self.victims.is_empty() {
             writeln!(f, "  struck nodes ended after {:.2?} s", self.victims)?;
+        }
+        if f.alternate() {
+            for (second, [origin, nodes]) in self.used.iter().enumerate() {
+                let (origin, nodes) = (100.0 * origin, 100.0 * nodes);
+                writeln!(f, "  {second:4} s: {origin:3.0} % of the origin, {nodes:3.0} % of the nodes' uplinks")?;
+            }
         }
         for note in &self.notes {
             writeln!(f, "  note {note}")?;

@@ -195,6 +195,38 @@ impl Scenario {
         })
     }
 
+    /// Changes a setting of every node.
+    ///
+    /// # Errors
+    /// Not NAME=NUMBER, or a name that is not among those worth an experiment.
+    pub(crate) fn set(&mut self, setting: &str) -> anyhow::Result<()> {
+        let (name, number) = setting
+            .split_once('=')
+            .ok_or_else(|| anyhow::anyhow!("{setting:?} is not NAME=NUMBER"))?;
+        let number: u32 = number.parse()?;
+        let ms = Duration::from_millis(u64::from(number));
+        let config = &mut self.config;
+        match name {
+            "degree" => config.degree = number as usize,
+            "outstanding_min" => config.outstanding_min = number as usize,
+            "outstanding_per_peer" => config.outstanding_per_peer = number as usize,
+            "outstanding_window" => config.outstanding_window = ms,
+            "upload_slots" => config.upload_slots = number as usize,
+            "upload_queue" => config.upload_queue = number as usize,
+            "rarest_sample" => config.rarest_sample = number as usize,
+            "have_interval" => config.have_interval = ms,
+            "request_timeout" => config.request_timeout = ms,
+            "endgame_after" => config.endgame_after = ms,
+            "lease_chunks" => config.lease_chunks = number,
+            "streams_start" => config.streams_start = number as u16,
+            "streams_max" => config.streams_max = number as u16,
+            "parallel" => self.parallel = number as usize,
+            "first_byte" => self.first_byte = ms,
+            _ => anyhow::bail!("{name:?} is not a setting that can be changed here"),
+        }
+        Ok(())
+    }
+
     /// Bytes of each layer: heavy-tailed, as layers are.
     pub(crate) fn layer_sizes(&self) -> Vec<u64> {
         let weight = |layer: usize| 1.0 / ((layer + 1) as f64).powf(1.2);

@@ -755,6 +755,9 @@ impl World {
                 let (Cargo::Chunk { index, .. } | Cargo::Origin { index, .. }) = stream.cargo;
                 let last = stream.left == 0;
                 host.links.sent_bulk += bytes;
+            host.links.sent_until = self.now;
+            let second = (self.now.saturating_sub(self.began) / SECOND) as usize;
+            self.checkers.moved(second, from == self.origin, bytes);
                 let frame = Frame {
                     stream: next,
                     index,
@@ -1195,12 +1198,15 @@ impl World {
         };
         let origin_bytes = self.hosts[self.origin].links.sent_bulk;
         let control = self.hosts.iter().map(|host| host.links.sent_control).sum();
+        let origin_ended =
+            seconds(self.hosts[self.origin].links.sent_until.saturating_sub(self.began));
         Report::new(
             &self.scenario,
             times(false),
             times(true),
             settle_seconds,
             origin_bytes,
+            origin_ended,
             control,
             &self.trace.finalize(),
             self.checkers,
