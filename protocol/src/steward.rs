@@ -54,6 +54,8 @@ pub(crate) struct Steward {
     /// Until when this node acts although it is not ranked first.
     takeover_until: Time,
     acting: bool,
+    /// When [`tick`](Self::tick) last ran: what was due by then is no deadline any more.
+    ticked_at: Time,
     /// No grants before this time: joins are being gathered.
     ready_at: Time,
     joiners: BTreeMap<Peer, Joiner>,
@@ -107,6 +109,7 @@ impl Steward {
             term: ctx.rng.random_range(1..u64::MAX),
             takeover_until: Time::ZERO,
             acting: false,
+            ticked_at: ctx.now,
             ready_at: Time::ZERO,
             joiners: BTreeMap::new(),
             providers: BTreeSet::new(),
@@ -165,25 +168,25 @@ impl Steward {
                 at = at.min(joiner.heard + self.silence(ctx));
             }
             if let Some((_, _, again)) = joiner.failure
-                && again > ctx.now
+                && again > self.ticked_at
             {
                 at = at.min(again);
             }
         }
-        if self.ready_at > ctx.now {
+        if self.ready_at > self.ticked_at {
             at = at.min(self.ready_at);
         }
         if !self.streams.idle {
             at = at.min(self.streams.ask_at.max(self.ready_at));
             let overdue = self.streams.asked.map(|asked| asked + KEEPER_PATIENCE);
-            if let Some(overdue) = overdue.filter(|overdue| *overdue > ctx.now) {
+            if let Some(overdue) = overdue.filter(|overdue| *overdue > self.ticked_at) {
                 at = at.min(overdue);
             }
         }
-        if self.streams.pause_until > ctx.now {
+        if self.streams.pause_until > self.ticked_at {
             at = at.min(self.streams.pause_until);
         }
-        if self.takeover_until > ctx.now {
+        if self.takeover_until > self.ticked_at {
             at = at.min(self.takeover_until);
         }
         at
@@ -195,6 +198,7 @@ impl Steward {
     }
 
     pub(crate) fn tick(&mut self, ctx: &mut Ctx) {
+        self.ticked_at = ctx.now;
         let expiry = ctx.config.joiner_expiry;
         let gone: Vec<Peer> = self
             .joiners
@@ -271,7 +275,10 @@ impl Steward {
         self.term = ctx.rng.random_range(1..u64::MAX);
         self.numbers = 0;
         self.failure = None;
-        let rebuild = !self.joiners.is_empty() || ctx.now.since(ctx.view_changed) < RECENT;
+        // Somebody who joins with nothing, and alone, begins the transfer: nothing can be known
+        // elsewhere that the grants would have to respect.
+        let begun = self.joiners.len() > 1 || self.held.count() > 0 || !first;
+        let rebuild = begun || ctx.now.since(ctx.view_changed) < RECENT;
         if rebuild {
             self.ready_at = ctx.now + ctx.config.rebuild;
             let (blob, term) = (self.blob, self.term);
