@@ -365,7 +365,7 @@ impl Mesh {
             self.request(ctx, chunk, peer);
             return true;
         }
-        self.endgame(ctx)
+        false
     }
 
     fn request(&mut self, ctx: &mut Ctx, chunk: u32, peer: Peer) {
@@ -396,8 +396,11 @@ impl Mesh {
     }
 
     /// Nothing is left to ask for but what was asked for: ask a second peer for the oldest.
-    fn endgame(&mut self, ctx: &mut Ctx) -> bool {
+    pub(crate) fn endgame(&mut self, ctx: &mut Ctx) -> bool {
         self.endgame_at = Time::NEVER;
+        if !self.takes_from_peers() {
+            return false;
+        }
         let patience = ctx.config.endgame_after.max(ctx.chunk_time.get() * 3);
         let oldest = self
             .flights
@@ -440,7 +443,7 @@ impl Mesh {
     pub(crate) fn queued(&mut self, ctx: &mut Ctx, from: Peer, chunk: u32, delay: Duration) {
         let timeout = self.request_timeout(ctx, from);
         let delay = delay.min(QUEUE_DELAY_MAX);
-        ctx.link(from).queue = delay;
+        ctx.link(from).busy_until = ctx.now + delay;
         if let Some(flight) = self.flight(from, chunk) {
             flight.deadline = ctx.now + delay * 2 + timeout;
         }
@@ -532,7 +535,6 @@ impl Mesh {
                 link.chunk_time.sample(took);
                 link.delivered_at = ctx.now;
                 link.stalls = 0;
-                link.queue = link.queue.saturating_sub(took);
                 ctx.chunk_time.sample(took);
             }
             self.drop_flight(ctx, chunk, flight.peer, !delivered);
