@@ -67,6 +67,12 @@ const ANNOUNCE_PAGE: usize = 512;
 /// Records of blobs that a node coordinates at most: a peer cannot fill its memory with joins.
 const STEWARDS_MAX: usize = 100_000;
 
+/// A stream from the origin takes the place of so many requests to peers.
+const READING_COSTS: usize = 2;
+
+/// A node that reads from the origin has at least so many chunks requested from peers.
+const OUTSTANDING_READING: usize = 1;
+
 /// Why an idle machine looks around at least so often: it notices that it was asleep.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
@@ -481,7 +487,8 @@ impl Core {
                 chunks,
                 queue_ms,
             } => {
-                ctx.link(from).queue = Duration::from_millis(u64::from(queue_ms.min(10_000)));
+                let queue = Duration::from_millis(u64::from(queue_ms.min(10_000)));
+                ctx.link(from).busy_until = ctx.now + queue;
                 if let Some(mesh) = self.meshes.get_mut(&blob) {
                     mesh.neighbour_has(from, &chunks);
                 }
@@ -787,15 +794,25 @@ impl Core {
             .filter(|mesh| mesh.is_pulling())
             .map(|mesh| mesh.blob)
             .collect();
-        let mut idle = 0;
-        while idle < pulling.len() && ctx.outstanding < ctx.outstanding_target() {
-            self.turn = (self.turn + 1) % pulling.len();
-            let requested = self
-                .meshes
-                .get_mut(&pulling[self.turn])
-                .is_some_and(|mesh| mesh.request_one(ctx));
-            idle = if requested { 0 } else { idle + 1 };
-        }
+        // What is read from the origin comes in over the same link. The origin is the scarcest
+        // source, so its streams are not crowded out by requests to peers.
+        let reading: usize = self.meshes.values().map(|mesh| mesh.leases.len()).sum();
+        let target = ctx.outstanding_target();
+        let target = target.saturating_sub(READING_COSTS * reading).max(target.min(OUTSTANDING_READING));
+        let mut request = |ctx: &mut Ctx, make: fn(&mut Mesh, &mut Ctx) -> bool| {
+            let mut idle = 0;
+            while idle < pulling.len() && ctx.outstanding < target {
+                self.turn = (self.turn + 1) % pulling.len();
+                let requested = self
+                    .meshes
+                    .get_mut(&pulling[self.turn])
+                    .is_some_and(|mesh| make(mesh, ctx));
+                idle = if requested { 0 } else { idle + 1 };
+            }
+        };
+        request(ctx, Mesh::request_one);
+        // Only when no blob has anything else to ask for.
+        request(ctx, Mesh::endgame);
         let holdings = &self.holdings;
         self.meshes.retain(|blob, mesh| {
             mesh.phase != Phase::Complete

@@ -23,8 +23,8 @@ pub(crate) struct Link {
     pub(crate) outstanding: usize,
     /// From request (or the chunk before it) to arrival.
     pub(crate) chunk_time: Ewma,
-    /// How long a request waits in its upload queue, as it last said.
-    pub(crate) queue: Duration,
+    /// When it will have sent what waits in its upload queue, as it last said.
+    pub(crate) busy_until: Time,
     /// Not asked before this time: busy, stalled, or it sent wrong bytes.
     pub(crate) avoid_until: Time,
     /// Requests that it left unanswered in a row.
@@ -40,9 +40,14 @@ impl Link {
         self.avoid_until <= now
     }
 
+    /// Whether a request would wait behind those of others.
+    pub(crate) fn is_busy(&self, now: Time) -> bool {
+        self.busy_until > now
+    }
+
     /// How long a further chunk from it would take.
-    pub(crate) fn expected(&self) -> Duration {
-        self.queue + self.chunk_time.get() * (self.outstanding as u32 + 1)
+    pub(crate) fn expected(&self, now: Time) -> Duration {
+        self.busy_until.since(now) + self.chunk_time.get() * (self.outstanding as u32 + 1)
     }
 }
 

@@ -174,7 +174,7 @@ impl Mesh {
             self.announce_fresh(ctx);
         }
         if self.endgame_at <= ctx.now {
-            // What is late now is asked for again when requests are made, right after this.
+            // The requests that follow every event look at it again.
             self.endgame_at = Time::NEVER;
         }
         self.expire_flights(ctx);
@@ -248,18 +248,20 @@ impl Mesh {
         let fits = have.len() == self.have.len() || (size.is_none() && have.count() == 0);
         let known = self.neighbours.contains_key(&from);
         let asked = self.offered.remove(&from).is_some();
-        if !fits || (!known && !asked && self.neighbours.len() >= ctx.config.degree_max) {
+        // Those that were asked and have not answered yet have a place reserved.
+        let taken = self.neighbours.len() + self.offered.len();
+        if !fits || (!known && !asked && taken >= ctx.config.degree_max) {
             ctx.send(from, Message::Part { blob: self.blob });
             return;
         }
         self.remove_neighbour(from);
         let mut bits = Bitfield::new(self.have.len());
         bits.union_with(&have);
-        for chunk in bits.iter() {
-            self.availability[chunk as usize] += 1;
-        }
         let finished = bits.is_full() && self.phase == Phase::Complete;
         if !finished {
+            for chunk in bits.iter() {
+                self.availability[chunk as usize] += 1;
+            }
             self.neighbours.insert(from, Neighbour { have: bits });
         }
         if !answer {
@@ -363,7 +365,7 @@ impl Mesh {
             self.request(ctx, chunk, peer);
             return true;
         }
-        self.endgame(ctx)
+        false
     }
 
     fn request(&mut self, ctx: &mut Ctx, chunk: u32, peer: Peer) {
@@ -394,8 +396,11 @@ impl Mesh {
     }
 
     /// Nothing is left to ask for but what was asked for: ask a second peer for the oldest.
-    fn endgame(&mut self, ctx: &mut Ctx) -> bool {
+    pub(crate) fn endgame(&mut self, ctx: &mut Ctx) -> bool {
         self.endgame_at = Time::NEVER;
+        if !self.takes_from_peers() {
+            return false;
+        }
         let patience = ctx.config.endgame_after.max(ctx.chunk_time.get() * 3);
         let oldest = self
             .flights
@@ -438,7 +443,7 @@ impl Mesh {
     pub(crate) fn queued(&mut self, ctx: &mut Ctx, from: Peer, chunk: u32, delay: Duration) {
         let timeout = self.request_timeout(ctx, from);
         let delay = delay.min(QUEUE_DELAY_MAX);
-        ctx.link(from).queue = delay;
+        ctx.link(from).busy_until = ctx.now + delay;
         if let Some(flight) = self.flight(from, chunk) {
             flight.deadline = ctx.now + delay * 2 + timeout;
         }
@@ -530,7 +535,6 @@ impl Mesh {
                 link.chunk_time.sample(took);
                 link.delivered_at = ctx.now;
                 link.stalls = 0;
-                link.queue = link.queue.saturating_sub(took);
                 ctx.chunk_time.sample(took);
             }
             self.drop_flight(ctx, chunk, flight.peer, !delivered);

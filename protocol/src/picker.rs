@@ -8,11 +8,24 @@ use crate::{chunk::Bitfield, ctx::Ctx, directory::Peer, limits::CHUNK_BYTES, mes
 /// The next request to make for this blob, if there is one to be made.
 pub(crate) fn next(mesh: &Mesh, ctx: &mut Ctx) -> Option<(u32, Peer)> {
     let usable = usable_neighbours(mesh, ctx);
+    // A rare chunk is of no use while it waits in the queue of the only node that has it: first
+    // what can be sent at once. Otherwise everyone waits for the few that read from the origin,
+    // and the uplinks of all others idle [sim: 1.7 times the bound instead of 1.2].
+    let idle: Vec<Peer> = usable
+        .iter()
+        .copied()
+        .filter(|peer| ctx.links.get(peer).is_none_or(|link| !link.is_busy(ctx.now)))
+        .collect();
+    among(mesh, ctx, &idle).or_else(|| among(mesh, ctx, &usable))
+}
+
+/// The next request to one of these.
+fn among(mesh: &Mesh, ctx: &mut Ctx, usable: &[Peer]) -> Option<(u32, Peer)> {
     if usable.is_empty() {
         return None;
     }
     let mut candidates = Bitfield::new(mesh.have.len());
-    for peer in &usable {
+    for peer in usable {
         candidates.union_with(&mesh.neighbours[peer].have);
     }
     candidates.subtract(&mesh.have);
@@ -25,7 +38,7 @@ pub(crate) fn next(mesh: &Mesh, ctx: &mut Ctx) -> Option<(u32, Peer)> {
         }
     }
     let chunk = head_of_a_reader(mesh, &candidates).or_else(|| rarest(mesh, ctx, &candidates))?;
-    let peer = source(mesh, ctx, chunk, &usable)?;
+    let peer = source(mesh, ctx, chunk, usable)?;
     Some((chunk, peer))
 }
 
@@ -112,7 +125,7 @@ fn source(mesh: &Mesh, ctx: &mut Ctx, chunk: u32, usable: &[Peer]) -> Option<Pee
             .links
             .get(peer)
             .map_or((0, crate::time::Duration::ZERO), |link| {
-                (link.outstanding, link.expected())
+                (link.outstanding, link.expected(ctx.now))
             });
         let rank = (expected, ctx.rng.random::<u32>());
         if best.is_none_or(|(other, _)| rank < other) {

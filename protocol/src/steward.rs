@@ -56,10 +56,10 @@ pub(crate) struct Steward {
     /// Until when this node acts although it is not ranked first.
     takeover_until: Time,
     acting: bool,
+    /// When [`tick`](Self::tick) last ran: what was due by then is no deadline any more.
+    ticked_at: Time,
     /// No grants before this time: joins are being gathered.
     ready_at: Time,
-    /// When [`tick`](Self::tick) last ran; what was due before then is done.
-    ticked: Time,
     joiners: BTreeMap<Peer, Joiner>,
     /// Nodes that hold the whole blob.
     providers: BTreeSet<Peer>,
@@ -113,8 +113,8 @@ impl Steward {
             term: ctx.rng.random_range(1..u64::MAX),
             takeover_until: Time::ZERO,
             acting: false,
+            ticked_at: ctx.now,
             ready_at: Time::ZERO,
-            ticked: Time::ZERO,
             joiners: BTreeMap::new(),
             providers: BTreeSet::new(),
             held: Bitfield::new(1),
@@ -173,26 +173,25 @@ impl Steward {
                 at = at.min(joiner.heard + self.silence(ctx));
             }
             if let Some((_, _, again)) = joiner.failure
-                && again > self.ticked
+                && again > self.ticked_at
             {
                 at = at.min(again);
             }
         }
-        if self.ready_at > self.ticked {
+        if self.ready_at > self.ticked_at {
             at = at.min(self.ready_at);
         }
         if !self.streams.idle {
-            let asked = self.streams.asked.map(|asked| asked + KEEPER_PATIENCE);
-            for due in asked.into_iter().chain([self.streams.ask_at]) {
-                if due > self.ticked {
-                    at = at.min(due);
-                }
+            at = at.min(self.streams.ask_at.max(self.ready_at));
+            let overdue = self.streams.asked.map(|asked| asked + KEEPER_PATIENCE);
+            if let Some(overdue) = overdue.filter(|overdue| *overdue > self.ticked_at) {
+                at = at.min(overdue);
             }
         }
-        if self.streams.pause_until > self.ticked {
+        if self.streams.pause_until > self.ticked_at {
             at = at.min(self.streams.pause_until);
         }
-        if self.takeover_until > self.ticked {
+        if self.takeover_until > self.ticked_at {
             at = at.min(self.takeover_until);
         }
         at
@@ -204,7 +203,7 @@ impl Steward {
     }
 
     pub(crate) fn tick(&mut self, ctx: &mut Ctx) {
-        self.ticked = ctx.now;
+        self.ticked_at = ctx.now;
         let expiry = ctx.config.joiner_expiry;
         let gone: Vec<Peer> = self
             .joiners
@@ -283,7 +282,9 @@ impl Steward {
         self.failure = None;
         // Whoever pulls already has something to tell; a pull that begins now has not, but right
         // after a change of membership one that went on under another steward may be on its way.
-        let under_way = self.joiners.values().any(|joiner| joiner.have.count() > 0 || joiner.leased);
+        let under_way = !first
+            || self.held.count() > 0
+            || self.joiners.values().any(|joiner| joiner.leased);
         if under_way || ctx.now.since(ctx.view_changed) < RECENT {
             let pause = if under_way { ctx.config.rebuild } else { ctx.config.rebuild / 6 };
             self.ready_at = ctx.now + pause;
@@ -802,6 +803,7 @@ impl Steward {
             return;
         }
         self.streams.idle = idle;
+        self.streams.ask_at = ctx.now + ASK_INTERVAL;
         let Some(upstream) = self.streams.upstream.clone() else {
             return;
         };
@@ -809,7 +811,6 @@ impl Steward {
         let Some(keeper) = ranks.first().copied() else {
             return;
         };
-        self.streams.ask_at = ctx.now + ASK_INTERVAL;
         if !idle {
             self.streams.asked.get_or_insert(ctx.now);
         }

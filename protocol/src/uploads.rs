@@ -3,7 +3,7 @@
 //! No tit-for-tat and no preference for the most deprived: in a cluster of one owner nobody has to
 //! be taught to share, and preferring the deprived makes late joiners slower, not faster.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::{
     ctx::Ctx,
@@ -27,9 +27,14 @@ struct Upload {
 pub(crate) struct Uploads {
     queue: VecDeque<Upload>,
     active: Vec<(Upload, Time)>,
+    /// How often each chunk was sent.
+    sent: BTreeMap<(Digest, u32), u32>,
     /// From the start of a send to its end, with as many at once as there were.
     send_time: Ewma,
 }
+
+/// Chunks whose sends are counted: 64 GiB of them. Forgetting one costs order, nothing else.
+const SENT_MAX: usize = 16_384;
 
 /// What a chunk takes to send before anything was measured: 4 MiB at 1 Gbit/s.
 const SEND_TIME_GUESS: Duration = Duration::from_millis(35);
@@ -112,11 +117,26 @@ impl Uploads {
         send_time / ctx.config.upload_slots as u32
     }
 
+    fn sent_before(&self, upload: &Upload) -> u32 {
+        self.sent
+            .get(&(upload.blob, upload.index))
+            .copied()
+            .unwrap_or_default()
+    }
+
     fn start(&mut self, ctx: &mut Ctx) {
         while self.active.len() < ctx.config.upload_slots {
-            let Some(upload) = self.queue.pop_front() else {
+            // What was sent least often goes first, in order of arrival among equals: the second
+            // copy of a chunk doubles its sources, the tenth hardly matters.
+            let first = (0..self.queue.len()).min_by_key(|at| self.sent_before(&self.queue[*at]));
+            let Some(upload) = first.and_then(|at| self.queue.remove(at)) else {
                 break;
             };
+            let sent = self.sent.entry((upload.blob, upload.index)).or_default();
+            *sent = sent.saturating_add(1);
+            if self.sent.len() > SENT_MAX {
+                self.sent.pop_first();
+            }
             self.active.push((upload, ctx.now));
             let Upload { to, blob, index } = upload;
             ctx.act(Action::SendChunk { to, blob, index });
