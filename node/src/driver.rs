@@ -492,6 +492,14 @@ impl Driver {
                 let error = pull_error(&blob, failure);
                 self.failed(blob, &error);
             }
+            Action::Discard { blob } => {
+                let parts = Arc::clone(&self.parts);
+                tokio::task::spawn_blocking(move || {
+                    if let Err(error) = parts.store.remove(&blob) {
+                        tracing::warn!("{error}");
+                    }
+                });
+            }
             Action::DropForeign { blob } => self.drop_foreign(blob),
             Action::DropDiffering { blob, hashes } => self.drop_differing(blob, hashes),
             Action::SendHashes { to, blob } => self.send_hashes(to, blob),

@@ -22,7 +22,7 @@ use crate::{
     config::Config,
     ctx::Ctx,
     digest::Digest,
-    directory::{Directory, NodeRecord, Peer},
+    directory::{Directory, NodeId, NodeRecord, Peer},
     event::{Action, Event},
     keeper::Keeper,
     link::{Ewma, Rate},
@@ -72,6 +72,9 @@ const READING_COSTS: usize = 2;
 
 /// A node that reads from the origin has at least so many chunks requested from peers.
 const OUTSTANDING_READING: usize = 1;
+
+/// Auditors that have to find the origin's bytes wrong before the origin is blamed.
+const AUDITS: usize = 2;
 
 /// Why an idle machine looks around at least so often: it notices that it was asleep.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -216,13 +219,14 @@ impl Core {
                 self.take(event);
             }
         }
-        let overdue: Vec<(Digest, Peer)> = self
+        let overdue: Vec<Digest> = self
             .meshes
             .values()
-            .filter_map(|mesh| Some((mesh.blob, mesh.audit_overdue(self.ctx.now)?)))
+            .filter(|mesh| mesh.is_audit_overdue(self.ctx.now))
+            .map(|mesh| mesh.blob)
             .collect();
-        for (blob, silent) in overdue {
-            self.ask_for_audit(blob, &[self.ctx.directory.id(silent)]);
+        for blob in overdue {
+            self.ask_for_audit(blob, &[]);
         }
         let expiry = self.ctx.config.streams_expiry;
         self.keepers
@@ -642,7 +646,7 @@ impl Core {
             .map(|mesh| mesh.blob)
             .collect();
         for blob in waiting {
-            self.ask_for_audit(blob, &[self.ctx.directory.id(peer)]);
+            self.ask_for_audit(blob, &[]);
         }
     }
 
@@ -942,7 +946,7 @@ impl Core {
     }
 
     /// The whole does not have its digest. One node finds out for all where the lie is.
-    fn mismatched(&mut self, blob: Digest, signers: &[crate::directory::NodeId]) {
+    fn mismatched(&mut self, blob: Digest, signers: &[NodeId]) {
         let Some(mesh) = self.meshes.get(&blob) else {
             return;
         };
@@ -962,38 +966,30 @@ impl Core {
         self.ask_for_audit(blob, signers);
     }
 
-    /// Asks the best-ranked node that is not itself implicated.
-    fn ask_for_audit(&mut self, blob: Digest, implicated: &[crate::directory::NodeId]) {
+    /// What the origin gives is wrong; nothing of it is kept, so that the next pull reads anew.
+    fn discard(&mut self, blob: Digest) {
+        self.fail(blob, origin_is_wrong());
+        self.ctx.act(Action::Discard { blob });
+    }
+
+    /// Asks the best-ranked node that did not fail to find out before; one that signed nothing of
+    /// the blob where there is one. All who ask choose the same, so that one audit serves all.
+    fn ask_for_audit(&mut self, blob: Digest, implicated: &[NodeId]) {
         let ctx = &mut self.ctx;
-        let innocent = |ctx: &Ctx, peer: &Peer| !implicated.contains(&ctx.directory.id(*peer));
-        let auditor = ctx
-            .stewards(&blob)
-            .into_iter()
-            .find(|peer| innocent(ctx, peer))
-            .or_else(|| {
-                // A node that signed nothing, the same for all who ask.
-                ctx.live
-                    .keys()
-                    .copied()
-                    .chain([ctx.me])
-                    .filter(|peer| innocent(ctx, peer))
-                    .min_by_key(|peer| ctx.directory.id(*peer))
-            })
+        let Some(mesh) = self.meshes.get_mut(&blob) else { return };
+        let ranks = ctx.stewards(&blob);
+        let untried = |peer: &&Peer| !mesh.audited_by.contains(peer);
+        let innocent = |peer: &&Peer| !implicated.contains(&ctx.directory.id(**peer));
+        let auditor = ranks
+            .iter()
+            .filter(untried)
+            .find(innocent)
+            .or_else(|| ranks.iter().find(untried))
+            .copied()
             .unwrap_or(ctx.me);
-        let Some(mesh) = self.meshes.get_mut(&blob) else {
-            return;
-        };
         mesh.suspect(ctx, auditor);
         let (kind, size, hints) = (mesh.kind, mesh.size.unwrap_or_default(), mesh.hints.clone());
-        ctx.send(
-            auditor,
-            Message::Mismatch {
-                blob,
-                kind,
-                size,
-                hints,
-            },
-        );
+        ctx.send(auditor, Message::Mismatch { blob, kind, size, hints });
     }
 
     /// Someone asks this node for an audit: it reads from the origin all that it did not read
@@ -1029,7 +1025,13 @@ impl Core {
             return;
         }
         if hashes.is_empty() {
-            self.fail(blob, origin_is_wrong());
+            // What the origin gave to this node and to the auditor is wrong: so says the auditor.
+            // One more has to say so.
+            if mesh.audited_by.len() < AUDITS {
+                self.ask_for_audit(blob, &[]);
+            } else {
+                self.discard(blob);
+            }
         } else if hashes.len() == mesh.have.len() as usize {
             self.ctx.act(Action::DropDiffering { blob, hashes });
         }
@@ -1044,11 +1046,8 @@ impl Core {
         mesh.dropped(ctx, have);
         match mesh.phase {
             Phase::Auditing => mesh.read_alone(ctx),
-            Phase::Suspect { asked, .. } if unchanged => {
-                // The auditor calls right what is wrong.
-                let liar = ctx.directory.id(asked);
-                self.ask_for_audit(blob, &[liar]);
-            }
+            // The auditor calls right what is wrong.
+            Phase::Suspect { .. } if unchanged => self.ask_for_audit(blob, &[]),
             Phase::Suspect { .. } | Phase::Pulling => {
                 mesh.phase = Phase::Pulling;
                 mesh.joining.hurry(ctx.now);
@@ -1061,7 +1060,7 @@ impl Core {
         &mut self,
         blob: Digest,
         index: u32,
-        signer: crate::directory::NodeId,
+        signer: NodeId,
         attestation: crate::attest::Attestation,
     ) {
         let ctx = &mut self.ctx;

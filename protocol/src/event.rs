@@ -285,6 +285,11 @@ pub enum Action {
         /// Why.
         failure: OriginFailure,
     },
+    /// Drop all that is stored of a blob.
+    Discard {
+        /// The blob.
+        blob: Digest,
+    },
     /// Drop every chunk that this node did not sign itself, and report [`Event::Dropped`].
     DropForeign {
         /// The blob.

@@ -81,6 +81,8 @@ pub(crate) struct Mesh {
     fallback_at: Time,
     fallback_leases: u32,
     endgame_at: Time,
+    /// Whom this node has asked for an audit.
+    pub(crate) audited_by: Vec<Peer>,
 }
 
 /// Leases that a node runs without a steward have this term.
@@ -133,6 +135,7 @@ impl Mesh {
             fallback_at: ctx.now + ctx.config.fallback_after + fallback_jitter,
             fallback_leases: 0,
             endgame_at: Time::NEVER,
+            audited_by: Vec::new(),
         }
     }
 
@@ -884,6 +887,7 @@ impl Mesh {
 
     /// The digest did not match: whom to ask for an audit.
     pub(crate) fn suspect(&mut self, ctx: &mut Ctx, auditor: Peer) {
+        self.audited_by.push(auditor);
         self.phase = Phase::Suspect { asked: auditor, since: ctx.now };
         self.cancel_requests(ctx);
     }
@@ -903,11 +907,8 @@ impl Mesh {
         })
     }
 
-    pub(crate) fn audit_overdue(&self, now: Time) -> Option<Peer> {
-        match self.phase {
-            Phase::Suspect { asked, since } if now.since(since) >= AUDIT_PATIENCE => Some(asked),
-            _ => None,
-        }
+    pub(crate) fn is_audit_overdue(&self, now: Time) -> bool {
+        matches!(self.phase, Phase::Suspect { since, .. } if now.since(since) >= AUDIT_PATIENCE)
     }
 }
 
