@@ -520,7 +520,8 @@ impl World {
                     .note(self.now.saturating_sub(self.began), id, what);
             }
             Action::MemberUp(_) | Action::MemberDown(_) => {}
-            Action::DropForeign { .. }
+            Action::Discard { .. }
+            | Action::DropForeign { .. }
             | Action::DropDiffering { .. }
             | Action::SendHashes { .. }
             | Action::CheckChunk { .. }
