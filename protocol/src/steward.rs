@@ -299,7 +299,7 @@ impl Steward {
         self.joiners.clear();
         self.grants.clear();
         self.acting = false;
-        self.held = Bitfield::new(self.chunks);
+        self.recount();
         self.ready_at = ctx.now + ctx.config.join_interval;
         self.takeover_until = Time::ZERO;
     }
