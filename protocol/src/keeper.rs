@@ -31,6 +31,7 @@ pub(crate) struct Keeper {
     arrivals: u64,
     /// How many streams there may be.
     streams: u16,
+    throttled_at: Time,
     measure: Measure,
 }
 
@@ -54,6 +55,9 @@ const CHUNK_SLOW: f64 = 1.0;
 /// After a trial that failed, or a throttled request, the number of streams stays for so long.
 const HOLD: Duration = Duration::from_secs(15);
 
+/// Throttled requests within so long are one event.
+const THROTTLED_TOGETHER: Duration = Duration::from_secs(2);
+
 /// Fewer streams are never tried than this.
 const STREAMS_MIN: u16 = 2;
 
@@ -72,6 +76,7 @@ impl Keeper {
             clients: BTreeMap::new(),
             arrivals: 0,
             streams: ctx.config.streams_start,
+            throttled_at: Time::ZERO,
             measure: Measure {
                 since: ctx.now,
                 bytes: 0,
@@ -91,6 +96,9 @@ impl Keeper {
         bytes: u64,
         throttled: bool,
     ) {
+        // A blob has one steward: what the one before had is free, though it may have died just now.
+        self.clients
+            .retain(|(steward, of), _| *of != blob || *steward == from);
         self.arrivals += 1;
         let number = self.arrivals;
         let client = self.clients.entry((from, blob)).or_insert(Client {
@@ -106,7 +114,11 @@ impl Keeper {
             .retain(|_, client| client.wanted > 0 && ctx.now.since(client.heard) < expiry);
         self.measure.bytes += bytes;
         if throttled {
-            self.streams = (self.streams / 2).max(1);
+            // Refusals come in groups, one for each stream too many: they count once.
+            if ctx.now.since(self.throttled_at) >= THROTTLED_TOGETHER {
+                self.streams = (self.streams / 2).max(1);
+                self.throttled_at = ctx.now;
+            }
             self.measure.hold_until = ctx.now + HOLD;
         } else {
             self.adjust(ctx);
@@ -136,10 +148,10 @@ impl Keeper {
             return;
         }
         let rate = self.measure.bytes as f64 / elapsed.as_secs_f64();
-        let demand: u16 = self.clients.values().map(|client| client.wanted).sum();
+        let demand: u32 = self.clients.values().map(|client| u32::from(client.wanted)).sum();
         self.measure.since = ctx.now;
         self.measure.bytes = 0;
-        if rate == 0.0 || demand < self.streams || ctx.now < self.measure.hold_until {
+        if rate == 0.0 || demand < u32::from(self.streams) || ctx.now < self.measure.hold_until {
             return;
         }
         if let Some((streams, before)) = self.measure.trial.take()
@@ -162,7 +174,9 @@ impl Keeper {
         }
     }
 
-    /// One stream for each blob in order of arrival, then the rest in turn.
+    /// One stream for each blob, so that no client waits for another's layer, then the rest where
+    /// most is left, so that all layers end together. Only an origin that throttles makes blobs
+    /// wait, in order of arrival.
     fn share_out(&mut self, ctx: &mut Ctx, asked: (Peer, Digest)) {
         let mut order: Vec<(u64, (Peer, Digest), u16)> = self
             .clients
@@ -170,20 +184,31 @@ impl Keeper {
             .map(|(key, client)| (client.number, *key, client.wanted))
             .collect();
         order.sort_unstable();
+        let blobs = (order.len() as u16).min(ctx.config.streams_max);
+        let throttled = self.throttled_at > Time::ZERO && ctx.now < self.measure.hold_until;
+        let mut left = if throttled {
+            self.streams
+        } else {
+            self.streams.max(blobs)
+        };
         let mut shares: BTreeMap<(Peer, Digest), u16> = BTreeMap::new();
-        let mut left = self.streams;
+        for (_, key, wanted) in &order {
+            let share = left.min(1).min(*wanted);
+            shares.insert(*key, share);
+            left -= share;
+        }
         while left > 0 {
-            let before = left;
-            for (_, key, wanted) in &order {
-                let share = shares.entry(*key).or_default();
-                if *share < *wanted && left > 0 {
-                    *share += 1;
-                    left -= 1;
-                }
-            }
-            if left == before {
-                break;
-            }
+            // The highest quotient gets the next one (D'Hondt's method).
+            let next = order
+                .iter()
+                .filter(|(_, key, wanted)| shares[key] < *wanted)
+                .max_by_key(|(number, key, wanted)| {
+                    let quotient = u32::from(*wanted) * 1000 / (u32::from(shares[key]) + 1);
+                    (quotient, std::cmp::Reverse(*number))
+                });
+            let Some((_, key, _)) = next else { break };
+            *shares.entry(*key).or_default() += 1;
+            left -= 1;
         }
         for (key, client) in &mut self.clients {
             let share = shares.get(key).copied().unwrap_or_default();

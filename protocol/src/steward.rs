@@ -306,7 +306,7 @@ impl Steward {
         self.joiners.clear();
         self.grants.clear();
         self.acting = false;
-        self.held = Bitfield::new(self.chunks);
+        self.recount();
         self.ready_at = ctx.now + ctx.config.join_interval;
         self.takeover_until = Time::ZERO;
     }
@@ -794,8 +794,8 @@ impl Steward {
     // --- streams ---
 
     fn ask_keeper(&mut self, ctx: &mut Ctx, unleased: u32) {
-        let wanted = (unleased + self.grants.len() as u32).min(u32::from(ctx.config.streams_max));
-        let wanted = wanted as u16;
+        // Not more than the keeper could ever give, but enough to tell large blobs from small ones.
+        let wanted = (unleased + self.grants.len() as u32).min(u32::from(u16::MAX)) as u16;
         let idle = wanted == 0;
         let due = self.streams.ask_at <= ctx.now || self.streams.throttled;
         let changed = idle != self.streams.idle;
