@@ -470,7 +470,12 @@ impl Driver {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Send { to, message } => self.parts.network.send(to, message),
+            Action::Send { to, message } => {
+                if matches!(message, Message::Busy { .. }) {
+                    self.parts.metrics.uploads_refused.increment();
+                }
+                self.parts.network.send(to, message);
+            }
             Action::SendChunk { to, blob, index } => self.send_chunk(to, blob, index),
             Action::Expect { from, blob, index } => self.parts.network.expect(from, blob, index),
             Action::Unexpect { from, blob, index } => {
@@ -480,6 +485,7 @@ impl Driver {
                 self.read_origin(blob, kind, lease, hints);
             }
             Action::StopOrigin { blob, lease } => {
+                self.parts.metrics.leases_revoked.increment();
                 self.reads.remove(&(blob, lease));
             }
             Action::Sized { blob, kind, size } => {

@@ -133,10 +133,6 @@ pub struct Metrics {
     pub chunks_stored: Counter,
     /// Chunks that did not match their attestation.
     pub chunks_rejected: Counter,
-    /// Chunks copied from another blob in the store, not fetched.
-    pub chunks_deduplicated: Counter,
-    /// Requests to peers that made no progress in time.
-    pub chunk_timeouts: Counter,
     /// Requests of peers that were answered BUSY.
     pub uploads_refused: Counter,
     /// Blobs whose digest was checked and right.
@@ -145,12 +141,10 @@ pub struct Metrics {
     pub blobs_mismatched: Counter,
     /// Blobs dropped to make room.
     pub blobs_evicted: Counter,
-    /// Origin leases granted as a steward.
-    pub leases_granted: Counter,
-    /// Origin leases revoked as a steward.
+    /// Origin leases that this node began to work on.
+    pub leases_begun: Counter,
+    /// Origin leases that were taken from this node, or that it gave up.
     pub leases_revoked: Counter,
-    /// Times that this node took over as a blob's steward from another.
-    pub steward_takeovers: Counter,
     /// Peers banned.
     pub bans: Counter,
     /// Pulls in progress.
@@ -270,7 +264,7 @@ impl Metrics {
         out.0
     }
 
-    fn plain_counters(&self) -> [(&'static str, &'static str, &Counter); 16] {
+    fn plain_counters(&self) -> [(&'static str, &'static str, &Counter); 13] {
         [
             (
                 "shoal_uploaded_bytes_total",
@@ -303,16 +297,6 @@ impl Metrics {
                 &self.chunks_rejected,
             ),
             (
-                "shoal_chunks_deduplicated_total",
-                "Chunks copied from another blob in the store.",
-                &self.chunks_deduplicated,
-            ),
-            (
-                "shoal_chunk_timeouts_total",
-                "Requests to peers that made no progress in time.",
-                &self.chunk_timeouts,
-            ),
-            (
                 "shoal_uploads_refused_total",
                 "Requests of peers that were answered BUSY.",
                 &self.uploads_refused,
@@ -333,19 +317,14 @@ impl Metrics {
                 &self.blobs_evicted,
             ),
             (
-                "shoal_leases_granted_total",
-                "Origin leases granted as a steward.",
-                &self.leases_granted,
+                "shoal_leases_begun_total",
+                "Origin leases that this node began to work on.",
+                &self.leases_begun,
             ),
             (
                 "shoal_leases_revoked_total",
-                "Origin leases revoked as a steward.",
+                "Origin leases taken from this node, or given up by it.",
                 &self.leases_revoked,
-            ),
-            (
-                "shoal_steward_takeovers_total",
-                "Blobs taken over from another steward.",
-                &self.steward_takeovers,
             ),
             ("shoal_bans_total", "Peers banned.", &self.bans),
         ]

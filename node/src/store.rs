@@ -40,6 +40,7 @@ use std::{
 };
 
 use shoal_protocol::{
+    chunk::Geometry,
     digest::Digest,
     limits::BLOB_BYTES_MAX,
     message::{BlobKind, TagKey, TagRecord},
@@ -124,6 +125,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Entry {
+    fn geometry(&self) -> Geometry {
+        Geometry::new(self.kind, self.size)
+    }
+
     fn new(header: &Header, slot: Slot, home: Home, complete: bool) -> Self {
         Self {
             digest: header.digest,

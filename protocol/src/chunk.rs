@@ -4,7 +4,10 @@ use std::{fmt, ops::Range};
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::CHUNK_BYTES;
+use crate::{
+    limits::{CHUNK_BYTES, CHUNK_BYTES_MIN, CHUNKS_MIN},
+    message::BlobKind,
+};
 
 /// The BLAKE3 hash that names a chunk.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -23,32 +26,41 @@ impl fmt::Debug for ChunkHash {
     }
 }
 
-/// How a raw blob of a known size is cut: [`CHUNK_BYTES`] each, the last one shorter.
+/// How a raw blob of a known size is cut: chunks of one size, the last one shorter.
 ///
-/// An empty blob has one chunk of no bytes, so that "every chunk is here" means the same for all.
+/// The size of the chunks follows from the blob's, so that all nodes cut alike: 1 MiB up to
+/// 256 MiB, 2 MiB up to 512 MiB, then 4 MiB; a manifest is one chunk. An empty blob has one chunk of no bytes, so that "every chunk is here" means the same for all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     /// The blob's size in bytes.
     pub size: u64,
+    /// The size of every chunk but the last, in bytes.
+    pub chunk_bytes: u64,
 }
 
 impl Geometry {
     /// The cut of a blob of `size` bytes.
-    pub fn new(size: u64) -> Self {
-        Self { size }
+    pub fn new(kind: BlobKind, size: u64) -> Self {
+        let chunk_bytes = match kind {
+            BlobKind::Manifest => CHUNK_BYTES,
+            BlobKind::Blob => {
+                (size / CHUNKS_MIN).next_power_of_two().clamp(CHUNK_BYTES_MIN, CHUNK_BYTES)
+            }
+        };
+        Self { size, chunk_bytes }
     }
 
     /// How many chunks there are; at least one.
     pub fn chunks(&self) -> u32 {
-        u32::try_from(self.size.div_ceil(CHUNK_BYTES))
+        u32::try_from(self.size.div_ceil(self.chunk_bytes))
             .unwrap_or(u32::MAX)
             .max(1)
     }
 
     /// The bytes of the blob that chunk `index` covers; empty past the end.
     pub fn range(&self, index: u32) -> Range<u64> {
-        let start = (u64::from(index) * CHUNK_BYTES).min(self.size);
-        start..(start + CHUNK_BYTES).min(self.size)
+        let start = (u64::from(index) * self.chunk_bytes).min(self.size);
+        start..(start + self.chunk_bytes).min(self.size)
     }
 
     /// The length of chunk `index` in bytes.
@@ -58,8 +70,8 @@ impl Geometry {
     }
 
     /// The chunk that holds the byte at `offset`.
-    pub fn index_of(offset: u64) -> u32 {
-        u32::try_from(offset / CHUNK_BYTES).unwrap_or(u32::MAX)
+    pub fn index_of(&self, offset: u64) -> u32 {
+        u32::try_from(offset / self.chunk_bytes).unwrap_or(u32::MAX)
     }
 }
 
@@ -230,17 +242,22 @@ mod tests {
 
     #[test]
     fn chunks_at_the_borders() {
+        let small = CHUNK_BYTES_MIN;
         for (size, chunks, last) in [
             (0, 1, 0),
             (1, 1, 1),
-            (CHUNK_BYTES, 1, CHUNK_BYTES),
-            (CHUNK_BYTES + 1, 2, 1),
-            (3 * CHUNK_BYTES - 1, 3, CHUNK_BYTES - 1),
+            (small, 1, small),
+            (small + 1, 2, 1),
+            (3 * small - 1, 3, small - 1),
+            (256 * small, 256, small),
+            (256 * small + 256, 129, 256),
+            (1000 * CHUNK_BYTES + 1, 1001, 1),
         ] {
-            let geometry = Geometry::new(size);
+            let geometry = Geometry::new(BlobKind::Blob, size);
             assert_eq!(geometry.chunks(), chunks, "{size}");
             assert_eq!(u64::from(geometry.len(chunks - 1)), last, "{size}");
         }
+        assert_eq!(Geometry::new(BlobKind::Manifest, CHUNK_BYTES).chunks(), 1);
     }
 
     proptest! {

@@ -18,8 +18,8 @@ pub struct Config {
     /// Chunks requested and not yet received, at least. With the 4 MiB chunks of a 100 Mbit/s
     /// link, two leave one uplink in eight idle for want of a request; four do not \[sim\].
     pub outstanding_min: usize,
-    /// And at most: 256 MiB of receive buffers.
-    pub outstanding_max: usize,
+    /// And at most, in bytes: they are receive buffers.
+    pub outstanding_bytes_max: u64,
     /// The part of a second of its own download rate that a node keeps requested.
     pub outstanding_window: Duration,
     /// Chunks outstanding at one neighbour, where there are neighbours enough.
@@ -63,8 +63,9 @@ pub struct Config {
     /// Origin streams of a node without a steward.
     pub fallback_streams: u32,
 
-    /// Chunks in a lease: 16 MiB.
-    pub lease_chunks: u32,
+    /// Bytes in a lease, or one chunk where that is more. Longer leases keep more chunks of a slow
+    /// origin under way at once, and all of them late \[sim\].
+    pub lease_bytes: u64,
     /// A leaseholder reports at least so often, also while the origin is silent.
     pub report_interval: Duration,
     /// A leaseholder that has not reported for so long loses its leases.
@@ -101,6 +102,18 @@ pub struct Config {
     pub asleep_after: Duration,
 }
 
+impl Config {
+    /// Chunks of this size in a lease.
+    pub(crate) fn lease_chunks(&self, chunk_bytes: u64) -> u32 {
+        (self.lease_bytes / chunk_bytes).max(1) as u32
+    }
+
+    /// Chunks of this size outstanding at most.
+    pub(crate) fn outstanding_max(&self, chunk_bytes: u64) -> usize {
+        (self.outstanding_bytes_max / chunk_bytes) as usize
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         let ms = Duration::from_millis;
@@ -110,7 +123,7 @@ impl Default for Config {
             degree_max: 20,
             degree_low: 12,
             outstanding_min: 4,
-            outstanding_max: 64,
+            outstanding_bytes_max: 64 << 20,
             outstanding_window: ms(50),
             outstanding_per_peer: 3,
             upload_slots: 4,
@@ -130,7 +143,7 @@ impl Default for Config {
             takeover_after: ms(700),
             fallback_after: s(2),
             fallback_streams: 2,
-            lease_chunks: 1,
+            lease_bytes: 4 << 20,
             report_interval: ms(250),
             lease_silence: s(1),
             lease_stall: s(5),

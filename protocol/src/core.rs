@@ -25,6 +25,7 @@ use crate::{
     directory::{Directory, NodeId, NodeRecord, Peer},
     event::{Action, Event},
     keeper::Keeper,
+    limits::CHUNK_BYTES,
     link::{Ewma, Rate},
     membership::{Membership, Output},
     mesh::{Mesh, Phase},
@@ -368,6 +369,7 @@ impl Core {
 
             Message::Join {
                 blob,
+                kind,
                 have,
                 size,
                 urgent,
@@ -385,7 +387,7 @@ impl Core {
                 let steward = self
                     .stewards
                     .entry(blob)
-                    .or_insert_with(|| Steward::new(ctx, blob));
+                    .or_insert_with(|| Steward::new(ctx, blob, kind));
                 steward.join(
                     ctx, from, size, &have, urgent, leases, upstreams, want_peers, takeover,
                 );
@@ -438,14 +440,14 @@ impl Core {
                 }
             }
             Message::Announce { held, dropped } => {
-                for (blob, _, size) in held {
+                for (blob, kind, size) in held {
                     if !self.may_coordinate(blob, false) {
                         continue;
                     }
                     let ctx = &mut self.ctx;
                     self.stewards
                         .entry(blob)
-                        .or_insert_with(|| Steward::new(ctx, blob))
+                        .or_insert_with(|| Steward::new(ctx, blob, kind))
                         .provided(ctx, from, size);
                 }
                 for blob in dropped {
@@ -769,7 +771,7 @@ impl Core {
                 ctx.send(from, Message::Part { blob });
                 return;
             };
-            let all = Bitfield::full(crate::chunk::Geometry::new(held).chunks());
+            let all = Bitfield::full(crate::chunk::Geometry::new(kind, held).chunks());
             let mesh = Mesh::new(ctx, blob, kind, Some(held), Some(all), Phase::Complete);
             self.meshes.insert(blob, mesh);
         }
@@ -801,7 +803,8 @@ impl Core {
         // What is read from the origin comes in over the same link. The origin is the scarcest
         // source, so its streams are not crowded out by requests to peers.
         let reading: usize = self.meshes.values().map(|mesh| mesh.leases.len()).sum();
-        let target = ctx.outstanding_target();
+        let smallest = self.meshes.values().filter(|mesh| mesh.is_pulling()).map(Mesh::chunk_bytes);
+        let target = ctx.outstanding_target(smallest.min().unwrap_or(CHUNK_BYTES));
         let target = target.saturating_sub(READING_COSTS * reading).max(target.min(OUTSTANDING_READING));
         let mut request = |ctx: &mut Ctx, make: fn(&mut Mesh, &mut Ctx) -> bool| {
             let mut idle = 0;

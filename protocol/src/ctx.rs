@@ -10,7 +10,6 @@ use crate::{
     digest::Digest,
     directory::{Directory, NodeId, Peer},
     event::Action,
-    limits::CHUNK_BYTES,
     link::{Ewma, Link, Rate},
     message::Message,
     time::{Duration, Time},
@@ -83,12 +82,12 @@ impl Ctx {
         self.ranks(blob.prefix())
     }
 
-    /// How many chunks this node should have requested: enough for the configured part of a
-    /// second at its measured rate.
-    pub(crate) fn outstanding_target(&self) -> usize {
+    /// How many chunks of this size this node should have requested: enough for the configured
+    /// part of a second at its measured rate.
+    pub(crate) fn outstanding_target(&self, chunk_bytes: u64) -> usize {
         let window = self.rate.get() * self.config.outstanding_window.as_secs_f64();
-        let chunks = (window / CHUNK_BYTES as f64).ceil() as usize + 1;
-        chunks.clamp(self.config.outstanding_min, self.config.outstanding_max)
+        let chunks = (window / chunk_bytes as f64).ceil() as usize + 1;
+        chunks.clamp(self.config.outstanding_min, self.config.outstanding_max(chunk_bytes))
     }
 
     /// A random duration up to `max`.

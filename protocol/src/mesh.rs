@@ -109,7 +109,7 @@ impl Mesh {
         have: Option<Bitfield>,
         phase: Phase,
     ) -> Self {
-        let chunks = size.map_or(1, |size| Geometry::new(size).chunks());
+        let chunks = size.map_or(1, |size| Geometry::new(kind, size).chunks());
         let have = have
             .filter(|have| have.len() == chunks)
             .unwrap_or_else(|| Bitfield::new(chunks));
@@ -141,6 +141,11 @@ impl Mesh {
 
     pub(crate) fn is_pulling(&self) -> bool {
         matches!(self.phase, Phase::Pulling | Phase::Auditing) && !self.have.is_full()
+    }
+
+    /// The size of its chunks in bytes; the smallest while the blob's size is unknown.
+    pub(crate) fn chunk_bytes(&self) -> u64 {
+        Geometry::new(self.kind, self.size.unwrap_or_default()).chunk_bytes
     }
 
     /// Whether this mesh may ask peers for chunks.
@@ -344,7 +349,7 @@ impl Mesh {
             return;
         }
         self.size = Some(size);
-        let chunks = Geometry::new(size).chunks();
+        let chunks = Geometry::new(self.kind, size).chunks();
         self.have.grow(chunks);
         self.availability.resize(chunks as usize, 0);
         for neighbour in self.neighbours.values_mut() {
@@ -873,7 +878,7 @@ impl Mesh {
             let Some(first) = (from..self.have.len()).find(free) else {
                 break;
             };
-            let limit = (first + ctx.config.lease_chunks).min(self.have.len());
+            let limit = (first + ctx.config.lease_chunks(self.chunk_bytes())).min(self.have.len());
             let end = (first..limit).find(|chunk| !free(chunk)).unwrap_or(limit);
             self.fallback_leases += 1;
             let id = LeaseId {

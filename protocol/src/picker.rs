@@ -3,7 +3,7 @@
 
 use rand::RngExt as _;
 
-use crate::{chunk::Bitfield, ctx::Ctx, directory::Peer, limits::CHUNK_BYTES, mesh::Mesh};
+use crate::{chunk::Bitfield, ctx::Ctx, directory::Peer, mesh::Mesh};
 
 /// The next request to make for this blob, if there is one to be made.
 pub(crate) fn next(mesh: &Mesh, ctx: &mut Ctx) -> Option<(u32, Peer)> {
@@ -51,7 +51,7 @@ pub(crate) fn second_source(mesh: &Mesh, ctx: &mut Ctx, chunk: u32, first: Peer)
 
 fn usable_neighbours(mesh: &Mesh, ctx: &Ctx) -> Vec<Peer> {
     // With few neighbours each of them has to carry more than its usual share.
-    let target = ctx.outstanding_target();
+    let target = ctx.outstanding_target(mesh.chunk_bytes());
     let share = target.div_ceil(mesh.neighbours.len().max(1));
     let per_peer = ctx.config.outstanding_per_peer.max(share);
     mesh.neighbours
@@ -109,7 +109,7 @@ fn window(mesh: &Mesh, ctx: &Ctx) -> std::ops::Range<u32> {
     let Some(start) = mesh.have.next_clear(reader) else {
         return all;
     };
-    let ahead = ctx.rate.get() * ctx.config.window_time.as_secs_f64() / CHUNK_BYTES as f64;
+    let ahead = ctx.rate.get() * ctx.config.window_time.as_secs_f64() / mesh.chunk_bytes() as f64;
     let ahead = (ahead as u32).clamp(ctx.config.window_chunks_min, ctx.config.window_chunks_max);
     start..start.saturating_add(ahead).min(mesh.have.len())
 }

@@ -14,8 +14,8 @@ use crate::{
     digest::Digest,
     directory::Peer,
     keeper,
-    limits::PROVIDERS_MAX,
-    message::{Lease, LeaseId, LeaseReport, Message, OriginFailure},
+    limits::{CHUNK_BYTES, PROVIDERS_MAX},
+    message::{BlobKind, Lease, LeaseId, LeaseReport, Message, OriginFailure},
     reference::Upstream,
     time::{Duration, Time},
 };
@@ -50,8 +50,10 @@ struct Grant {
 
 pub(crate) struct Steward {
     pub(crate) blob: Digest,
+    kind: BlobKind,
     size: Option<u64>,
     chunks: u32,
+    chunk_bytes: u64,
     term: u64,
     /// Until when this node acts although it is not ranked first.
     takeover_until: Time,
@@ -105,11 +107,13 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 const REFUSALS: u32 = 3;
 
 impl Steward {
-    pub(crate) fn new(ctx: &mut Ctx, blob: Digest) -> Self {
+    pub(crate) fn new(ctx: &mut Ctx, blob: Digest, kind: BlobKind) -> Self {
         Self {
             blob,
+            kind,
             size: None,
             chunks: 1,
+            chunk_bytes: CHUNK_BYTES,
             term: ctx.rng.random_range(1..u64::MAX),
             takeover_until: Time::ZERO,
             acting: false,
@@ -316,7 +320,9 @@ impl Steward {
             return false;
         };
         self.size = Some(size);
-        self.chunks = Geometry::new(size).chunks();
+        let geometry = Geometry::new(self.kind, size);
+        self.chunks = geometry.chunks();
+        self.chunk_bytes = geometry.chunk_bytes;
         self.held.grow(self.chunks);
         for joiner in self.joiners.values_mut() {
             joiner.have.grow(self.chunks);
@@ -678,7 +684,7 @@ impl Steward {
             };
             let left = self.chunks - leased.count();
             // Shrinking to one chunk near the end, so that the last leases end together.
-            let most = (left / (2 * u32::from(streams))).clamp(1, ctx.config.lease_chunks);
+            let most = (left / (2 * u32::from(streams))).clamp(1, ctx.config.lease_chunks(self.chunk_bytes));
             let limit = (first + most).min(self.chunks);
             let end = leased.next_set(first).map_or(limit, |next| next.min(limit));
             let (first, end) = if far_end {

@@ -44,7 +44,7 @@ pub(crate) struct Stored {
 
 impl Stored {
     pub(crate) fn new(size: Option<u64>) -> Self {
-        let chunks = size.map_or(1, |size| Geometry::new(size).chunks());
+        let chunks = size.map_or(1, |size| Geometry::new(BlobKind::Blob, size).chunks());
         Self {
             size,
             have: Bitfield::new(chunks),
@@ -56,7 +56,7 @@ impl Stored {
     }
 
     pub(crate) fn complete(size: u64) -> Self {
-        let chunks = Geometry::new(size).chunks();
+        let chunks = Geometry::new(BlobKind::Blob, size).chunks();
         Self {
             have: Bitfield::full(chunks),
             verified: true,
@@ -66,7 +66,7 @@ impl Stored {
 
     pub(crate) fn sized(&mut self, size: u64) {
         self.size = Some(size);
-        self.have.grow(Geometry::new(size).chunks());
+        self.have.grow(Geometry::new(BlobKind::Blob, size).chunks());
     }
 
     /// Hashes what is contiguous; says when the whole will have been hashed, once.
@@ -77,7 +77,7 @@ impl Stored {
             return None;
         }
         while self.hashed < chunks && self.have.contains(self.hashed) {
-            let len = f64::from(Geometry::new(size).len(self.hashed));
+            let len = f64::from(Geometry::new(BlobKind::Blob, size).len(self.hashed));
             self.hash_free = self.hash_free.max(now) + (len / SHA256_BYTES_PER_NANO) as u64;
             self.hashed += 1;
         }

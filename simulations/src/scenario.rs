@@ -217,7 +217,7 @@ impl Scenario {
             "have_interval" => config.have_interval = ms,
             "request_timeout" => config.request_timeout = ms,
             "endgame_after" => config.endgame_after = ms,
-            "lease_chunks" => config.lease_chunks = number,
+            "lease_bytes" => config.lease_bytes = u64::from(number),
             "streams_start" => config.streams_start = number as u16,
             "streams_max" => config.streams_max = number as u16,
             "parallel" => self.parallel = number as usize,

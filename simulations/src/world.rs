@@ -708,7 +708,7 @@ impl World {
         }
         let stream = self.open(from, to, Cargo::Chunk { blob, index });
         self.streams[stream].left =
-            u64::from(Geometry::new(self.blobs[&blob].size).len(index)).max(1);
+            u64::from(Geometry::new(BlobKind::Blob, self.blobs[&blob].size).len(index)).max(1);
         self.offer(stream);
     }
 
@@ -818,7 +818,7 @@ impl World {
                         end,
                     };
                     self.streams[id].left =
-                        u64::from(Geometry::new(self.blobs[&blob].size).len(next));
+                        u64::from(Geometry::new(BlobKind::Blob, self.blobs[&blob].size).len(next));
                 }
             }
         }
@@ -865,7 +865,7 @@ impl World {
         let (from, cargo, index) = (Peer(stream.from as u32), stream.cargo.clone(), frame.index);
         match cargo {
             Cargo::Chunk { blob, .. } => {
-                let len = Geometry::new(self.blobs[&blob].size).len(index);
+                let len = Geometry::new(BlobKind::Blob, self.blobs[&blob].size).len(index);
                 let expected = self.hosts[id].expected.contains(&(from, blob, index));
                 if frame.last {
                     self.streams[frame.stream].over = true;
@@ -904,7 +904,7 @@ impl World {
                 if !frame.last {
                     return;
                 }
-                let len = Geometry::new(self.blobs[&blob].size).len(index);
+                let len = Geometry::new(BlobKind::Blob, self.blobs[&blob].size).len(index);
                 self.feed(
                     id,
                     Event::ChunkStored {
@@ -1001,7 +1001,7 @@ impl World {
                     index: first,
                     end,
                 };
-                self.streams[id].left = u64::from(Geometry::new(size).len(first)).max(1);
+                self.streams[id].left = u64::from(Geometry::new(BlobKind::Blob, size).len(first)).max(1);
                 self.offer(id);
             }
             None => {

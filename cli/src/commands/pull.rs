@@ -15,7 +15,9 @@ use crate::output::{self, bytes, duration, percent, rate, short};
 
 const BAR: &str = "{prefix} {wide_bar} {decimal_bytes:>10} / {decimal_total_bytes:>10} {msg:>18}";
 
-/// Arguments of `shoal pull`.
+/// Fetch an image into this host's node, with progress
+///
+/// Asks the running node; layers that it holds already are not fetched again.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct PullArgs {
     /// The image, as in `docker pull`: redis:7, registry.test/team/image@sha256:…

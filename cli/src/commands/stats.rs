@@ -20,7 +20,7 @@ const BLOBS_SHOWN: usize = 20;
 /// Clears the screen and moves to its first cell.
 const CLEAR: &str = "\x1b[2J\x1b[H";
 
-/// Arguments of `shoal stats`.
+/// Show the whole swarm as one node sees it: members, blobs, bytes by source
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct StatsArgs {
     #[command(flatten)]

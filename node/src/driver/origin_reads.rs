@@ -114,11 +114,13 @@ impl Read {
     }
 
     async fn open(&self, hint: &Hint) -> Result<OriginBody, OriginError> {
-        let start = u64::from(self.lease.first) * CHUNK_BYTES;
         let stored = self.slot.borrow().clone();
+        let geometry = stored.as_ref().map(|stored| stored.geometry());
+        let start = geometry.map_or(0, |geometry| geometry.range(self.lease.first).start);
         let end = match (self.kind, stored) {
             (BlobKind::Manifest, _) => None,
-            (BlobKind::Blob, None) => Some(u64::from(self.lease.end) * CHUNK_BYTES),
+            // The first chunk, however large it will turn out to be.
+            (BlobKind::Blob, None) => Some(CHUNK_BYTES),
             (BlobKind::Blob, Some(stored)) => {
                 // The whole of a blob needs no range, and some origins know none.
                 let end = stored.geometry().range(self.lease.end.saturating_sub(1)).end;

@@ -75,7 +75,7 @@ impl Blob {
         entry: &Arc<Entry>,
     ) -> Result<Arc<Self>, StoreError> {
         let files = shared.layout.files(&entry.digest, Home::Partial);
-        let chunks = Geometry::new(entry.size).chunks();
+        let chunks = entry.geometry().chunks();
         let made = (|| {
             let sidecar = Sidecar::create(&files.sidecar, &entry.header(), chunks)
                 .map_err(StoreError::at("create", &files.sidecar))?;
@@ -106,7 +106,7 @@ impl Blob {
     pub(super) fn open(shared: &Arc<Shared>, entry: &Arc<Entry>) -> Result<Arc<Self>, StoreError> {
         let home = lock(&entry.home).unwrap_or(Home::Partial);
         let files = shared.layout.files(&entry.digest, home);
-        let chunks = Geometry::new(entry.size).chunks();
+        let chunks = entry.geometry().chunks();
         let data = OpenOptions::new()
             .read(true)
             .write(true)
@@ -172,7 +172,7 @@ impl Blob {
 
     /// How it is cut into chunks.
     pub fn geometry(&self) -> Geometry {
-        Geometry::new(self.entry.size)
+        self.entry.geometry()
     }
 
     /// The chunks that are here and were checked.
@@ -426,7 +426,7 @@ impl Blob {
     /// back until its digest has matched.
     pub(super) fn sight(&self, at: u64, end: u64) -> Sight {
         let view = self.view();
-        let visible = match (view.state, view.have.next_clear(Geometry::index_of(at))) {
+        let visible = match (view.state, view.have.next_clear(self.geometry().index_of(at))) {
             (BlobState::Complete, _) => self.size(),
             (BlobState::Partial, None) => self.size().saturating_sub(1),
             (BlobState::Partial, Some(index)) => {
@@ -451,7 +451,7 @@ impl Blob {
         {
             return Err(error.clone());
         }
-        let chunks = Geometry::index_of(read.start)..=Geometry::index_of(read.end.max(1) - 1);
+        let chunks = self.geometry().index_of(read.start)..=self.geometry().index_of(read.end.max(1) - 1);
         if !read.is_empty() && view.changed_since(seen.epoch, chunks) {
             return Err(PullError::Corrupt(format!(
                 "bytes of {} that were already sent turned out to be wrong; pull again",

@@ -4,7 +4,6 @@ use std::{io, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use futures::{Stream, stream};
-use shoal_protocol::chunk::Geometry;
 use tokio::{
     sync::watch,
     task::{JoinHandle, spawn_blocking},
@@ -51,7 +50,7 @@ impl Blob {
     ) -> impl Stream<Item = Result<Bytes, PullError>> + Send + use<> {
         let end = range.end.min(self.size());
         let range = range.start.min(end)..end;
-        let end_chunk = Geometry::index_of(range.end.saturating_sub(1)) + 1;
+        let end_chunk = self.geometry().index_of(range.end.saturating_sub(1)) + 1;
         let reader = Reader {
             at: range.start,
             seen: self.seen(),
@@ -114,7 +113,7 @@ impl Reader {
             if let Sight::Ready(end) = self.blob.sight(self.at, self.range.end) {
                 return Ok(end);
             }
-            let chunk = Geometry::index_of(self.at);
+            let chunk = self.blob.geometry().index_of(self.at);
             tokio::select! {
                 // The sender lives in the blob that this holds.
                 _ = self.progress.changed() => {}
@@ -129,7 +128,7 @@ impl Reader {
     /// Begins to read the next piece; there are bytes up to `visible`.
     fn start(&mut self, visible: u64) -> Piece {
         if self.blob.state() == BlobState::Partial {
-            self.line.moves_into(Geometry::index_of(self.at));
+            self.line.moves_into(self.blob.geometry().index_of(self.at));
         }
         let range = self.at..visible.min(self.at + PIECE_BYTES_MAX);
         let end = range.end;

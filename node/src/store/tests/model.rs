@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, sync::Arc};
 
 use proptest::prelude::*;
-use shoal_protocol::{limits::CHUNK_BYTES, message::BlobKind};
+use shoal_protocol::{limits::CHUNK_BYTES_MIN, message::BlobKind};
 use tempfile::TempDir;
 
 use super::support::*;
@@ -81,7 +81,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let size = 2 * CHUNK_BYTES + 321;
+        let size = 2 * CHUNK_BYTES_MIN + 321;
         let truth = Sample::new(1, size);
         let lie = Sample {
             digest: truth.digest,
@@ -216,7 +216,7 @@ impl World {
                     partial_file
                 };
                 let path = home(&self.dir, &self.truth.digest);
-                flip(&path, u64::from(index) * CHUNK_BYTES + 5);
+                flip(&path, u64::from(index) * CHUNK_BYTES_MIN + 5);
                 self.start();
                 if self.complete {
                     assert!(!self.blob().check_chunk(index).unwrap());

@@ -4,7 +4,7 @@ use std::fs;
 
 use shoal_protocol::{
     directory::NodeId,
-    limits::CHUNK_BYTES,
+    limits::CHUNK_BYTES_MIN,
     message::{BlobKind, TagKey, TagRecord},
 };
 
@@ -14,7 +14,7 @@ use crate::store::{BlobState, Store, StoreError};
 #[tokio::test]
 async fn a_complete_blob_is_there_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
-    let sample = Sample::new(1, 2 * CHUNK_BYTES + 5);
+    let sample = Sample::new(1, 2 * CHUNK_BYTES_MIN + 5);
     sample.complete(&open(&dir)).await;
     assert!(blob_file(&dir, &sample.digest).exists());
     assert!(!partial_file(&dir, &sample.digest).exists());
@@ -38,7 +38,7 @@ async fn a_complete_blob_is_there_after_a_restart() {
 #[test]
 fn a_partial_blob_resumes_with_the_chunks_that_still_hash() {
     let dir = tempfile::tempdir().unwrap();
-    let sample = Sample::new(1, 4 * CHUNK_BYTES);
+    let sample = Sample::new(1, 4 * CHUNK_BYTES_MIN);
     let store = open(&dir);
     let blob = store
         .begin(sample.digest, BlobKind::Blob, sample.size())
@@ -49,7 +49,7 @@ fn a_partial_blob_resumes_with_the_chunks_that_still_hash() {
     // Bytes that were never committed do not count.
     blob.write_ahead(2, 0, sample.chunk(2)).unwrap();
     drop((store, blob));
-    flip(&partial_file(&dir, &sample.digest), CHUNK_BYTES + 77);
+    flip(&partial_file(&dir, &sample.digest), CHUNK_BYTES_MIN + 77);
 
     let store = open(&dir);
     assert!(store.complete().is_empty());
@@ -66,7 +66,7 @@ fn a_partial_blob_resumes_with_the_chunks_that_still_hash() {
 async fn a_crash_between_complete_and_in_its_place_is_resumed_and_hashed_again() {
     for moved_bytes in [false, true] {
         let dir = tempfile::tempdir().unwrap();
-        let sample = Sample::new(1, CHUNK_BYTES + 1);
+        let sample = Sample::new(1, CHUNK_BYTES_MIN + 1);
         sample.complete(&open(&dir)).await;
         // Put back what the move had not done yet.
         let (partial, blob) = (

@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures::StreamExt as _;
-use shoal_protocol::{limits::CHUNK_BYTES, message::BlobKind};
+use shoal_protocol::{limits::CHUNK_BYTES_MIN, message::BlobKind};
 
 use super::support::*;
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
 async fn a_reader_follows_the_contiguous_prefix_and_gets_the_last_byte_last() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
-    let sample = Sample::new(1, 2 * CHUNK_BYTES);
+    let sample = Sample::new(1, 2 * CHUNK_BYTES_MIN);
     let blob = store
         .begin(sample.digest, BlobKind::Blob, sample.size())
         .unwrap();
@@ -56,12 +56,12 @@ async fn an_empty_blob_ends_once_it_is_complete() {
 async fn a_range_that_leaves_out_the_end_does_not_wait_for_it() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
-    let sample = Sample::new(1, 3 * CHUNK_BYTES);
+    let sample = Sample::new(1, 3 * CHUNK_BYTES_MIN);
     let blob = store
         .begin(sample.digest, BlobKind::Blob, sample.size())
         .unwrap();
     sample.write(&blob, 1);
-    let range = CHUNK_BYTES + 10..2 * CHUNK_BYTES - 10;
+    let range = CHUNK_BYTES_MIN + 10..2 * CHUNK_BYTES_MIN - 10;
     let stream = blob.stream(range.clone(), demand(0, 1).0);
     let pieces: Vec<_> = stream.map(Result::unwrap).collect().await;
     assert!(pieces.iter().all(|piece| piece.len() <= 1 << 20));
@@ -75,7 +75,7 @@ async fn a_range_that_leaves_out_the_end_does_not_wait_for_it() {
 async fn a_reader_sees_what_its_own_node_reads_from_the_origin_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
-    let sample = Sample::new(1, CHUNK_BYTES);
+    let sample = Sample::new(1, CHUNK_BYTES_MIN);
     let blob = store
         .begin(sample.digest, BlobKind::Blob, sample.size())
         .unwrap();
@@ -98,7 +98,7 @@ async fn a_reader_sees_what_its_own_node_reads_from_the_origin_at_once() {
 async fn a_reader_that_was_given_other_bytes_than_the_blobs_is_broken_off() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
-    let sample = Sample::new(1, CHUNK_BYTES);
+    let sample = Sample::new(1, CHUNK_BYTES_MIN);
     let blob = store
         .begin(sample.digest, BlobKind::Blob, sample.size())
         .unwrap();
@@ -121,11 +121,11 @@ async fn a_reader_that_was_given_other_bytes_than_the_blobs_is_broken_off() {
 async fn a_reader_that_has_had_a_dropped_chunk_is_broken_off() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
-    let sample = Sample::new(1, 3 * CHUNK_BYTES);
+    let sample = Sample::new(1, 3 * CHUNK_BYTES_MIN);
     let blob = store
         .begin(sample.digest, BlobKind::Blob, sample.size())
         .unwrap();
-    let lie = vec![9; CHUNK_BYTES as usize];
+    let lie = vec![9; CHUNK_BYTES_MIN as usize];
     blob.write_chunk(0, &lie, &attest(&sample.digest, 0, &lie))
         .unwrap();
     let mut fooled = read_all(&blob);
@@ -167,12 +167,12 @@ async fn failing_breaks_off_those_who_read_now_and_not_who_comes_later() {
 async fn the_driver_hears_where_readers_are_and_that_they_are_gone() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
-    let sample = Sample::new(1, 3 * CHUNK_BYTES);
+    let sample = Sample::new(1, 3 * CHUNK_BYTES_MIN);
     let blob = store
         .begin(sample.digest, BlobKind::Blob, sample.size())
         .unwrap();
     let (line, mut events) = demand(5, 8);
-    let mut stream = Box::pin(blob.stream(10..2 * CHUNK_BYTES, line));
+    let mut stream = Box::pin(blob.stream(10..2 * CHUNK_BYTES_MIN, line));
     let at = |chunk| DemandEvent::At {
         blob: sample.digest,
         reader: 5,
@@ -182,7 +182,7 @@ async fn the_driver_hears_where_readers_are_and_that_they_are_gone() {
     assert_waits(&mut stream).await;
     assert_eq!(events.try_recv(), Ok(at(0)));
     sample.write(&blob, 0);
-    drain(&mut stream, CHUNK_BYTES as usize - 10).await;
+    drain(&mut stream, CHUNK_BYTES_MIN as usize - 10).await;
     assert_waits(&mut stream).await;
     assert_eq!(events.try_recv(), Ok(at(1)));
     assert!(events.try_recv().is_err(), "said once");
@@ -244,7 +244,7 @@ async fn a_complete_blob_makes_no_demands() {
 async fn eight_threads_read_while_eight_write() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
-    let sample = Arc::new(Sample::new(1, 8 * CHUNK_BYTES + 3));
+    let sample = Arc::new(Sample::new(1, 8 * CHUNK_BYTES_MIN + 3));
     let blob = store
         .begin(sample.digest, BlobKind::Blob, sample.size())
         .unwrap();

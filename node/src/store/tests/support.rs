@@ -69,11 +69,11 @@ impl Sample {
     }
 
     pub(super) fn chunks(&self) -> u32 {
-        Geometry::new(self.size()).chunks()
+        Geometry::new(BlobKind::Blob, self.size()).chunks()
     }
 
     pub(super) fn chunk(&self, index: u32) -> &[u8] {
-        let range = Geometry::new(self.size()).range(index);
+        let range = Geometry::new(BlobKind::Blob, self.size()).range(index);
         &self.bytes[range.start as usize..range.end as usize]
     }
 

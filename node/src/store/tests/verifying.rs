@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use shoal_protocol::{directory::NodeId, limits::CHUNK_BYTES, message::BlobKind};
+use shoal_protocol::{directory::NodeId, limits::CHUNK_BYTES_MIN, message::BlobKind};
 
 use super::support::*;
 use crate::store::{BlobState, StoreError, Verdict};
 
 #[tokio::test]
 async fn blobs_of_the_sizes_at_the_borders_become_complete() {
-    for size in [0, 1, CHUNK_BYTES, CHUNK_BYTES + 1] {
+    for size in [0, 1, CHUNK_BYTES_MIN, CHUNK_BYTES_MIN + 1] {
         for sample in [Sample::new(1, size), Sample::sha512(1, size)] {
             let dir = tempfile::tempdir().unwrap();
             let store = open(&dir);
@@ -30,7 +30,7 @@ async fn blobs_of_the_sizes_at_the_borders_become_complete() {
 async fn a_blob_is_not_complete_before_its_digest_has_matched() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
-    let sample = Sample::new(1, 2 * CHUNK_BYTES);
+    let sample = Sample::new(1, 2 * CHUNK_BYTES_MIN);
     let blob = sample.fill(&store);
     assert!(blob.have().is_full());
     assert_eq!(blob.state(), BlobState::Partial);
@@ -45,7 +45,7 @@ async fn a_blob_is_not_complete_before_its_digest_has_matched() {
 async fn verification_overlaps_the_transfer() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
-    let sample = Sample::new(1, 3 * CHUNK_BYTES);
+    let sample = Sample::new(1, 3 * CHUNK_BYTES_MIN);
     let blob = store
         .begin(sample.digest, BlobKind::Blob, sample.size())
         .unwrap();
@@ -65,13 +65,13 @@ async fn verification_overlaps_the_transfer() {
 async fn a_lie_differs_and_the_truth_in_its_place_matches() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
-    let sample = Sample::new(1, 3 * CHUNK_BYTES);
+    let sample = Sample::new(1, 3 * CHUNK_BYTES_MIN);
     let blob = store
         .begin(sample.digest, BlobKind::Blob, sample.size())
         .unwrap();
     sample.write(&blob, 0);
     sample.write(&blob, 2);
-    let lie = vec![9; CHUNK_BYTES as usize];
+    let lie = vec![9; CHUNK_BYTES_MIN as usize];
     blob.write_chunk(1, &lie, &attest_as(9, &sample.digest, 1, &lie))
         .unwrap();
     assert_eq!(blob.signers().len(), 2);
@@ -89,11 +89,11 @@ async fn a_lie_differs_and_the_truth_in_its_place_matches() {
 async fn a_chunk_replaced_while_it_is_verified_is_hashed_as_it_is_now() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
-    let sample = Sample::new(1, 3 * CHUNK_BYTES);
+    let sample = Sample::new(1, 3 * CHUNK_BYTES_MIN);
     let blob = store
         .begin(sample.digest, BlobKind::Blob, sample.size())
         .unwrap();
-    let lie = vec![9; CHUNK_BYTES as usize];
+    let lie = vec![9; CHUNK_BYTES_MIN as usize];
     blob.write_chunk(0, &lie, &attest(&sample.digest, 0, &lie))
         .unwrap();
     sample.write(&blob, 1);
@@ -178,9 +178,9 @@ fn bytes_written_ahead_count_once_they_are_committed() {
 async fn rot_is_found_and_the_blob_is_partial_until_healed() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
-    let sample = Sample::new(1, 2 * CHUNK_BYTES);
+    let sample = Sample::new(1, 2 * CHUNK_BYTES_MIN);
     sample.complete(&store).await;
-    flip(&blob_file(&dir, &sample.digest), CHUNK_BYTES + 1);
+    flip(&blob_file(&dir, &sample.digest), CHUNK_BYTES_MIN + 1);
     let blob = store.get(&sample.digest).unwrap();
     assert!(blob.check_chunk(0).unwrap());
     assert!(!blob.check_chunk(1).unwrap());
