@@ -786,7 +786,9 @@ impl Core {
         // source, so its streams are not crowded out by requests to peers.
         let reading: usize = self.meshes.values().map(|mesh| mesh.leases.len()).sum();
         let target = ctx.outstanding_target();
-        let target = target.saturating_sub(READING_COSTS * reading).max(target.min(OUTSTANDING_READING));
+        let target = target
+            .saturating_sub(READING_COSTS * reading)
+            .max(target.min(OUTSTANDING_READING));
         let mut request = |ctx: &mut Ctx, make: fn(&mut Mesh, &mut Ctx) -> bool| {
             let mut idle = 0;
             while idle < pulling.len() && ctx.outstanding < target {

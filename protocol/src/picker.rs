@@ -14,7 +14,11 @@ pub(crate) fn next(mesh: &Mesh, ctx: &mut Ctx) -> Option<(u32, Peer)> {
     let idle: Vec<Peer> = usable
         .iter()
         .copied()
-        .filter(|peer| ctx.links.get(peer).is_none_or(|link| !link.is_busy(ctx.now)))
+        .filter(|peer| {
+            ctx.links
+                .get(peer)
+                .is_none_or(|link| !link.is_busy(ctx.now))
+        })
         .collect();
     among(mesh, ctx, &idle).or_else(|| among(mesh, ctx, &usable))
 }
