@@ -21,7 +21,8 @@ pub struct Config {
     pub outstanding_min: usize,
     /// And at most: 256 MiB of receive buffers.
     pub outstanding_max: usize,
-    /// The part of a second of its own download rate that a node keeps requested.
+    /// The part of a second of its own download rate that a node keeps requested. At 1 Gbit/s 64
+    /// nodes end after 10.1 s with 100 ms, 10.8 s with 50 ms, for a bound of 8.6 s \[sim\].
     pub outstanding_window: Duration,
     /// Chunks outstanding at one neighbour, where there are neighbours enough.
     pub outstanding_per_peer: usize,
@@ -116,7 +117,7 @@ impl Default for Config {
             degree_low: 12,
             outstanding_min: 4,
             outstanding_max: 64,
-            outstanding_window: ms(50),
+            outstanding_window: ms(100),
             outstanding_per_peer: 3,
             upload_slots: 4,
             upload_queue: 2,

@@ -19,6 +19,9 @@ use crate::{
 /// The stewards of a blob (or the askers of a tag), best first.
 pub(crate) type Ranks = SmallVec<[Peer; 3]>;
 
+/// Requested chunks that are not on their way yet, on average.
+const OUTSTANDING_QUEUED: usize = 3;
+
 pub(crate) struct Ctx {
     pub(crate) now: Time,
     pub(crate) config: Config,
@@ -84,10 +87,10 @@ impl Ctx {
     }
 
     /// How many chunks this node should have requested: enough for the configured part of a
-    /// second at its measured rate.
+    /// second at its measured rate, and a few on top that wait in the queues of busy neighbours.
     pub(crate) fn outstanding_target(&self) -> usize {
         let window = self.rate.get() * self.config.outstanding_window.as_secs_f64();
-        let chunks = (window / CHUNK_BYTES as f64).ceil() as usize + 1;
+        let chunks = (window / CHUNK_BYTES as f64).ceil() as usize + OUTSTANDING_QUEUED;
         chunks.clamp(self.config.outstanding_min, self.config.outstanding_max)
     }
 
