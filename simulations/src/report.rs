@@ -129,7 +129,10 @@ impl fmt::Display for Report {
         if f.alternate() {
             for (second, [origin, nodes]) in self.used.iter().enumerate() {
                 let (origin, nodes) = (100.0 * origin, 100.0 * nodes);
-                writeln!(f, "  {second:4} s: {origin:3.0} % of the origin, {nodes:3.0} % of the nodes' uplinks")?;
+                writeln!(
+                    f,
+                    "  {second:4} s: {origin:3.0} % of the origin, {nodes:3.0} % of the nodes' uplinks"
+                )?;
             }
         }
         for note in &self.notes {

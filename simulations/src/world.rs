@@ -403,11 +403,16 @@ impl World {
         };
         let at = core.deadline().as_nanos();
         // What was just set off may be due at once, but not again and again: a daemon would spin.
-        let spins = if at <= self.now { self.hosts[id].spins + 1 } else { 0 };
+        let spins = if at <= self.now {
+            self.hosts[id].spins + 1
+        } else {
+            0
+        };
         self.hosts[id].spins = spins;
         if spins == SPINS_MAX {
             let now = seconds(self.now);
-            self.checkers.violation(format!("{now:.3} s: node {id} spins"));
+            self.checkers
+                .violation(format!("{now:.3} s: node {id} spins"));
         }
         let at = at.max(self.now + if spins < SPINS_MAX { 1 } else { MS });
         if at < self.hosts[id].wake_at {
@@ -755,9 +760,9 @@ impl World {
                 let (Cargo::Chunk { index, .. } | Cargo::Origin { index, .. }) = stream.cargo;
                 let last = stream.left == 0;
                 host.links.sent_bulk += bytes;
-            host.links.sent_until = self.now;
-            let second = (self.now.saturating_sub(self.began) / SECOND) as usize;
-            self.checkers.moved(second, from == self.origin, bytes);
+                host.links.sent_until = self.now;
+                let second = (self.now.saturating_sub(self.began) / SECOND) as usize;
+                self.checkers.moved(second, from == self.origin, bytes);
                 let frame = Frame {
                     stream: next,
                     index,
@@ -1198,8 +1203,12 @@ impl World {
         };
         let origin_bytes = self.hosts[self.origin].links.sent_bulk;
         let control = self.hosts.iter().map(|host| host.links.sent_control).sum();
-        let origin_ended =
-            seconds(self.hosts[self.origin].links.sent_until.saturating_sub(self.began));
+        let origin_ended = seconds(
+            self.hosts[self.origin]
+                .links
+                .sent_until
+                .saturating_sub(self.began),
+        );
         Report::new(
             &self.scenario,
             times(false),
