@@ -33,6 +33,8 @@ pub(crate) struct Ctx {
     pub(crate) live: BTreeMap<Peer, NodeId>,
     /// When that last changed.
     pub(crate) view_changed: Time,
+    /// When this node last woke from a sleep.
+    pub(crate) woke_at: Time,
     pub(crate) banned: BTreeSet<Peer>,
     pub(crate) links: BTreeMap<Peer, Link>,
     /// Chunks requested from all peers and not yet received.

@@ -281,6 +281,13 @@ impl Steward {
         let rebuild = begun || ctx.now.since(ctx.view_changed) < RECENT;
         if rebuild {
             self.ready_at = ctx.now + ctx.config.rebuild;
+        }
+        if ctx.woke_at > Time::ZERO {
+            // Holders announce themselves to a node that comes back; until they have, all that
+            // the cluster holds would look as if it had to be read.
+            self.ready_at = self.ready_at.max(ctx.woke_at + ctx.config.join_interval);
+        }
+        if rebuild {
             let (blob, term) = (self.blob, self.term);
             let joiners: Vec<Peer> = self.joiners.keys().copied().collect();
             for peer in joiners {
