@@ -45,7 +45,7 @@ impl Report {
     #[expect(clippy::too_many_arguments, reason = "the parts of one report")]
     pub(crate) fn new(
         scenario: &Scenario,
-        times: Vec<f64>,
+        times: &[f64],
         victims: Vec<f64>,
         settled: f64,
         origin_bytes: u64,

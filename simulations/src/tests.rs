@@ -105,7 +105,7 @@ fn whatever_dies_or_freezes_the_living_end() {
         scenario.layers = 1 + (seed as usize % 4);
         scenario.image_bytes = (8 << 20) + seed * 1_234_567;
         let victims = [Victim::Holder, Victim::Steward, Victim::Any];
-        scenario.faults = (0..1 + seed % 2)
+        scenario.faults = (0..=(seed % 2))
             .map(|number| {
                 let draw = seed + number * 5;
                 let wait = Duration::from_secs(1 + draw % 7);

@@ -422,6 +422,10 @@ impl World {
     }
 
     /// What the store and the client do about a fact that the machine is about to learn.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "most facts concern the machine alone"
+    )]
     fn note_fact(&mut self, id: HostId, event: &Event) {
         match event {
             Event::ChunkStored { blob, index, .. } => {
@@ -478,7 +482,7 @@ impl World {
         match action {
             Action::Send { to, message } => self.send(id, to.0 as usize, message),
             Action::SendChunk { to, blob, index } => {
-                self.send_chunk(id, to.0 as usize, blob, index)
+                self.send_chunk(id, to.0 as usize, blob, index);
             }
             Action::Expect { from, blob, index } => {
                 self.hosts[id].expected.insert((from, blob, index));
@@ -516,13 +520,14 @@ impl World {
                     blob.short()
                 ));
             }
-            Action::Note(note) => self
-                .checkers
-                .note(self.now.saturating_sub(self.began), id, note),
+            Action::Note(note) => {
+                self.checkers
+                    .note(self.now.saturating_sub(self.began), id, &note);
+            }
             Action::MemberDown(peer) if !self.hosts[peer.0 as usize].victim => {
                 let what = format!("calls {peer:?} dead, which is not");
                 self.checkers
-                    .note(self.now.saturating_sub(self.began), id, what);
+                    .note(self.now.saturating_sub(self.began), id, &what);
             }
             Action::MemberUp(_) | Action::MemberDown(_) => {}
             Action::DropForeign { .. }
@@ -940,6 +945,7 @@ impl World {
 
     // --- the origin ---
 
+    #[expect(clippy::single_match_else, reason = "both ways are of equal weight")]
     fn origin_answers(&mut self, id: StreamId) {
         let Stream {
             to,
@@ -1049,7 +1055,7 @@ impl World {
             .as_ref()
             .map_or(0, |core| core.leases().len());
         let what = format!("{:?}, with {leases} leases", planned.fault);
-        self.checkers.fault(self.now - self.began, victim, what);
+        self.checkers.fault(self.now - self.began, victim, &what);
         match planned.fault {
             Fault::Kill { restart_after } => {
                 self.kill(victim);
@@ -1211,7 +1217,7 @@ impl World {
         );
         Report::new(
             &self.scenario,
-            times(false),
+            &times(false),
             times(true),
             settle_seconds,
             origin_bytes,
