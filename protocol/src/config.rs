@@ -22,7 +22,7 @@ pub struct Config {
     /// And at most: 256 MiB of receive buffers.
     pub outstanding_max: usize,
     /// The part of a second of its own download rate that a node keeps requested. At 1 Gbit/s 64
-    /// nodes end after 10.1 s with 100 ms, 10.8 s with 50 ms, for a bound of 8.6 s \[sim\].
+    /// nodes end after 10.2 s with 100 ms, 10.8 s with 50 ms, for a bound of 8.6 s \[sim\].
     pub outstanding_window: Duration,
     /// Chunks outstanding at one neighbour, where there are neighbours enough.
     pub outstanding_per_peer: usize,
