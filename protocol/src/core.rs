@@ -105,6 +105,7 @@ impl Core {
                 rng: Xoshiro256PlusPlus::seed_from_u64(seed ^ 0x5851_f42d_4c95_7f2d),
                 live: BTreeMap::new(),
                 view_changed: Time::ZERO,
+                woke_at: Time::ZERO,
                 banned: BTreeSet::new(),
                 links: BTreeMap::new(),
                 outstanding: 0,
@@ -653,11 +654,16 @@ impl Core {
     }
 
     fn woke_up(&mut self) {
+        self.ctx.woke_at = self.ctx.now;
         self.ctx.act(Action::Note(
             "this machine was asleep; leases are given back".to_owned(),
         ));
         for mesh in self.meshes.values_mut() {
             mesh.drop_leases(&mut self.ctx);
+            // They may have given this node up, and would tell it nothing any more.
+            for peer in mesh.neighbours.keys().copied().collect::<Vec<_>>() {
+                mesh.forget(&mut self.ctx, peer);
+            }
         }
         for steward in self.stewards.values_mut() {
             steward.wake(&mut self.ctx);

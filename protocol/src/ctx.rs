@@ -18,6 +18,9 @@ use crate::{
 /// The stewards of a blob (or the askers of a tag), best first.
 pub(crate) type Ranks = SmallVec<[Peer; 3]>;
 
+/// Requested chunks that are not on their way yet, on average.
+const OUTSTANDING_QUEUED: usize = 3;
+
 pub(crate) struct Ctx {
     pub(crate) now: Time,
     pub(crate) config: Config,
@@ -29,6 +32,8 @@ pub(crate) struct Ctx {
     pub(crate) live: BTreeMap<Peer, NodeId>,
     /// When that last changed.
     pub(crate) view_changed: Time,
+    /// When this node last woke from a sleep.
+    pub(crate) woke_at: Time,
     pub(crate) banned: BTreeSet<Peer>,
     pub(crate) links: BTreeMap<Peer, Link>,
     /// Chunks requested from all peers and not yet received.
@@ -82,11 +87,11 @@ impl Ctx {
         self.ranks(blob.prefix())
     }
 
-    /// How many chunks of this size this node should have requested: enough for the configured
-    /// part of a second at its measured rate.
+    /// How many chunks of this size this node should have requested: enough for the configured part of a
+    /// second at its measured rate, and a few on top that wait in the queues of busy neighbours.
     pub(crate) fn outstanding_target(&self, chunk_bytes: u64) -> usize {
         let window = self.rate.get() * self.config.outstanding_window.as_secs_f64();
-        let chunks = (window / chunk_bytes as f64).ceil() as usize + 1;
+        let chunks = (window / chunk_bytes as f64).ceil() as usize + OUTSTANDING_QUEUED;
         chunks.clamp(self.config.outstanding_min, self.config.outstanding_max(chunk_bytes))
     }
 

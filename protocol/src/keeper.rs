@@ -148,7 +148,11 @@ impl Keeper {
             return;
         }
         let rate = self.measure.bytes as f64 / elapsed.as_secs_f64();
-        let demand: u32 = self.clients.values().map(|client| u32::from(client.wanted)).sum();
+        let demand: u32 = self
+            .clients
+            .values()
+            .map(|client| u32::from(client.wanted))
+            .sum();
         self.measure.since = ctx.now;
         self.measure.bytes = 0;
         if rate == 0.0 || demand < u32::from(self.streams) || ctx.now < self.measure.hold_until {

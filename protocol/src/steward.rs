@@ -292,6 +292,13 @@ impl Steward {
         if under_way || ctx.now.since(ctx.view_changed) < RECENT {
             let pause = if under_way { ctx.config.rebuild } else { ctx.config.rebuild / 6 };
             self.ready_at = ctx.now + pause;
+        }
+        if ctx.woke_at > Time::ZERO {
+            // Holders announce themselves to a node that comes back; until they have, all that
+            // the cluster holds would look as if it had to be read.
+            self.ready_at = self.ready_at.max(ctx.woke_at + ctx.config.join_interval);
+        }
+        if under_way {
             let (blob, term) = (self.blob, self.term);
             let joiners: Vec<Peer> = self.joiners.keys().copied().collect();
             for peer in joiners {

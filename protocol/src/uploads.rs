@@ -36,6 +36,12 @@ pub(crate) struct Uploads {
 /// Chunks whose sends are counted: 64 GiB of them. Forgetting one costs order, nothing else.
 const SENT_MAX: usize = 16_384;
 
+/// A send that takes this long, and four times as long as usual, gives up its slot.
+const STALLED_AFTER: Duration = Duration::from_secs(2);
+
+/// Sends under way, stalled ones included, for each slot.
+const STALLED_FACTOR: usize = 4;
+
 /// What a chunk takes to send before anything was measured: 4 MiB at 1 Gbit/s.
 const SEND_TIME_GUESS: Duration = Duration::from_millis(35);
 
@@ -117,6 +123,16 @@ impl Uploads {
         send_time / ctx.config.upload_slots as u32
     }
 
+    /// Sends that have not taken so long that their receiver must have stopped reading: a frozen
+    /// peer would hold its slots for as long as the connection lasts.
+    fn moving(&self, ctx: &Ctx) -> usize {
+        let patience = (self.send_time.get() * 4).max(STALLED_AFTER);
+        self.active
+            .iter()
+            .filter(|(_, started)| ctx.now.since(*started) < patience)
+            .count()
+    }
+
     fn sent_before(&self, upload: &Upload) -> u32 {
         self.sent
             .get(&(upload.blob, upload.index))
@@ -125,7 +141,9 @@ impl Uploads {
     }
 
     fn start(&mut self, ctx: &mut Ctx) {
-        while self.active.len() < ctx.config.upload_slots {
+        while self.moving(ctx) < ctx.config.upload_slots
+            && self.active.len() < STALLED_FACTOR * ctx.config.upload_slots
+        {
             // What was sent least often goes first, in order of arrival among equals: the second
             // copy of a chunk doubles its sources, the tenth hardly matters.
             let first = (0..self.queue.len()).min_by_key(|at| self.sent_before(&self.queue[*at]));

@@ -38,14 +38,14 @@ impl Checkers {
         }
     }
 
-    pub(crate) fn note(&mut self, nanos: u64, host: HostId, what: String) {
+    pub(crate) fn note(&mut self, nanos: u64, host: HostId, what: &str) {
         if self.notes.len() < KEPT_MAX {
             self.notes
                 .push(format!("{:.3} s: node {host}: {what}", nanos as f64 / 1e9));
         }
     }
 
-    pub(crate) fn fault(&mut self, nanos: u64, host: HostId, what: String) {
+    pub(crate) fn fault(&mut self, nanos: u64, host: HostId, what: &str) {
         self.note(nanos, host, what);
     }
 

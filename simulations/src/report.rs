@@ -45,7 +45,7 @@ impl Report {
     #[expect(clippy::too_many_arguments, reason = "the parts of one report")]
     pub(crate) fn new(
         scenario: &Scenario,
-        times: Vec<f64>,
+        times: &[f64],
         victims: Vec<f64>,
         settled: f64,
         origin_bytes: u64,
@@ -129,7 +129,10 @@ impl fmt::Display for Report {
         if f.alternate() {
             for (second, [origin, nodes]) in self.used.iter().enumerate() {
                 let (origin, nodes) = (100.0 * origin, 100.0 * nodes);
-                writeln!(f, "  {second:4} s: {origin:3.0} % of the origin, {nodes:3.0} % of the nodes' uplinks")?;
+                writeln!(
+                    f,
+                    "  {second:4} s: {origin:3.0} % of the origin, {nodes:3.0} % of the nodes' uplinks"
+                )?;
             }
         }
         for note in &self.notes {

@@ -64,6 +64,7 @@ pub(crate) enum Victim {
     /// The steward of a blob in transfer.
     Steward,
     /// Any node, as the seed has it.
+    #[cfg_attr(not(test), expect(dead_code, reason = "random worlds are tests"))]
     Any,
 }
 

@@ -403,11 +403,16 @@ impl World {
         };
         let at = core.deadline().as_nanos();
         // What was just set off may be due at once, but not again and again: a daemon would spin.
-        let spins = if at <= self.now { self.hosts[id].spins + 1 } else { 0 };
+        let spins = if at <= self.now {
+            self.hosts[id].spins + 1
+        } else {
+            0
+        };
         self.hosts[id].spins = spins;
         if spins == SPINS_MAX {
             let now = seconds(self.now);
-            self.checkers.violation(format!("{now:.3} s: node {id} spins"));
+            self.checkers
+                .violation(format!("{now:.3} s: node {id} spins"));
         }
         let at = at.max(self.now + if spins < SPINS_MAX { 1 } else { MS });
         if at < self.hosts[id].wake_at {
@@ -417,6 +422,10 @@ impl World {
     }
 
     /// What the store and the client do about a fact that the machine is about to learn.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "most facts concern the machine alone"
+    )]
     fn note_fact(&mut self, id: HostId, event: &Event) {
         match event {
             Event::ChunkStored { blob, index, .. } => {
@@ -473,7 +482,7 @@ impl World {
         match action {
             Action::Send { to, message } => self.send(id, to.0 as usize, message),
             Action::SendChunk { to, blob, index } => {
-                self.send_chunk(id, to.0 as usize, blob, index)
+                self.send_chunk(id, to.0 as usize, blob, index);
             }
             Action::Expect { from, blob, index } => {
                 self.hosts[id].expected.insert((from, blob, index));
@@ -511,13 +520,14 @@ impl World {
                     blob.short()
                 ));
             }
-            Action::Note(note) => self
-                .checkers
-                .note(self.now.saturating_sub(self.began), id, note),
+            Action::Note(note) => {
+                self.checkers
+                    .note(self.now.saturating_sub(self.began), id, &note);
+            }
             Action::MemberDown(peer) if !self.hosts[peer.0 as usize].victim => {
                 let what = format!("calls {peer:?} dead, which is not");
                 self.checkers
-                    .note(self.now.saturating_sub(self.began), id, what);
+                    .note(self.now.saturating_sub(self.began), id, &what);
             }
             Action::MemberUp(_) | Action::MemberDown(_) => {}
             Action::Discard { .. }
@@ -756,9 +766,9 @@ impl World {
                 let (Cargo::Chunk { index, .. } | Cargo::Origin { index, .. }) = stream.cargo;
                 let last = stream.left == 0;
                 host.links.sent_bulk += bytes;
-            host.links.sent_until = self.now;
-            let second = (self.now.saturating_sub(self.began) / SECOND) as usize;
-            self.checkers.moved(second, from == self.origin, bytes);
+                host.links.sent_until = self.now;
+                let second = (self.now.saturating_sub(self.began) / SECOND) as usize;
+                self.checkers.moved(second, from == self.origin, bytes);
                 let frame = Frame {
                     stream: next,
                     index,
@@ -936,6 +946,7 @@ impl World {
 
     // --- the origin ---
 
+    #[expect(clippy::single_match_else, reason = "both ways are of equal weight")]
     fn origin_answers(&mut self, id: StreamId) {
         let Stream {
             to,
@@ -1045,7 +1056,7 @@ impl World {
             .as_ref()
             .map_or(0, |core| core.leases().len());
         let what = format!("{:?}, with {leases} leases", planned.fault);
-        self.checkers.fault(self.now - self.began, victim, what);
+        self.checkers.fault(self.now - self.began, victim, &what);
         match planned.fault {
             Fault::Kill { restart_after } => {
                 self.kill(victim);
@@ -1199,11 +1210,15 @@ impl World {
         };
         let origin_bytes = self.hosts[self.origin].links.sent_bulk;
         let control = self.hosts.iter().map(|host| host.links.sent_control).sum();
-        let origin_ended =
-            seconds(self.hosts[self.origin].links.sent_until.saturating_sub(self.began));
+        let origin_ended = seconds(
+            self.hosts[self.origin]
+                .links
+                .sent_until
+                .saturating_sub(self.began),
+        );
         Report::new(
             &self.scenario,
-            times(false),
+            &times(false),
             times(true),
             settle_seconds,
             origin_bytes,
