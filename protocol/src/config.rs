@@ -39,9 +39,9 @@ pub struct Config {
     pub have_interval: Duration,
     /// Candidates among which the rarest chunk is taken.
     pub rarest_sample: usize,
-    /// How far ahead of a reader chunks are taken, at least, in chunks (256 MiB).
+    /// How far ahead of a reader chunks are taken, at least, in chunks.
     pub window_chunks_min: u32,
-    /// And at most (2 GiB).
+    /// And at most.
     pub window_chunks_max: u32,
     /// How far ahead, in seconds of the node's download rate.
     pub window_time: Duration,
@@ -131,12 +131,12 @@ impl Default for Config {
             outstanding_bytes_max: 64 << 20,
             outstanding_window: ms(100),
             outstanding_per_peer: 3,
-            upload_slots: 2,
+            upload_slots: 4,
             upload_queue: 2,
             have_interval: ms(15),
             rarest_sample: 16,
-            window_chunks_min: 64,
-            window_chunks_max: 512,
+            window_chunks_min: 256,
+            window_chunks_max: 2048,
             window_time: s(20),
             request_timeout: s(1),
             endgame_after: ms(150),
