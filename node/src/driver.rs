@@ -51,17 +51,34 @@ const STATS_BYTES_MAX: usize = CONTROL_FRAME_BYTES_MAX - 4096;
 /// What the rest of the node asks of the loop, and what tasks report to it.
 pub(crate) enum Fact {
     /// Someone wants this blob; the answer comes when it can be stored and read.
-    WantBlob { blob: Digest, kind: BlobKind, size: Option<u64>, hint: Hint, reply: BlobReply },
+    WantBlob {
+        blob: Digest,
+        kind: BlobKind,
+        size: Option<u64>,
+        hint: Hint,
+        reply: BlobReply,
+    },
     /// Someone wants to know what a tag names.
-    WantTag { key: TagKey, reply: oneshot::Sender<TagAnswer> },
+    WantTag {
+        key: TagKey,
+        reply: oneshot::Sender<TagAnswer>,
+    },
     /// Someone wants this node's statistics.
     WantStats { reply: oneshot::Sender<NodeStats> },
     /// Someone wants a peer's statistics.
-    WantPeerStats { peer: Peer, reply: oneshot::Sender<Bytes> },
+    WantPeerStats {
+        peer: Peer,
+        reply: oneshot::Sender<Bytes>,
+    },
     /// Someone wants to know who the members are.
     WantMembers { reply: oneshot::Sender<Vec<Peer>> },
     /// The store has opened a blob, or cannot.
-    Opened { blob: Digest, kind: BlobKind, hint: Option<Hint>, result: Result<Arc<Blob>, StoreError> },
+    Opened {
+        blob: Digest,
+        kind: BlobKind,
+        hint: Option<Hint>,
+        result: Result<Arc<Blob>, StoreError>,
+    },
     /// Something for the exchange.
     Event(Event),
     /// This node cannot store what it reads.
@@ -69,9 +86,16 @@ pub(crate) enum Fact {
     /// The digest of the whole was computed.
     Verdict { blob: Digest, verdict: Verdict },
     /// Chunks were dropped; these are the attestations of those that contradicted.
-    Dropped { blob: Digest, have: Bitfield, evidence: Vec<(u32, Attestation)> },
+    Dropped {
+        blob: Digest,
+        have: Bitfield,
+        evidence: Vec<(u32, Attestation)>,
+    },
     /// The origin was asked about a tag.
-    TagAsked { key: TagKey, result: Result<Digest, crate::origin::OriginError> },
+    TagAsked {
+        key: TagKey,
+        result: Result<Digest, crate::origin::OriginError>,
+    },
 }
 
 type BlobReply = oneshot::Sender<Result<Arc<Blob>, PullError>>;
@@ -147,7 +171,9 @@ impl Fetch {
 
     /// Lets in those who wait, where there is something to read.
     fn admit(&mut self) {
-        let Some(blob) = self.blob.borrow().clone() else { return };
+        let Some(blob) = self.blob.borrow().clone() else {
+            return;
+        };
         if !self.suspect {
             for reply in self.waiting.drain(..) {
                 // Whoever asked may be gone; the fetch goes on for the others.
@@ -216,7 +242,8 @@ impl Driver {
     fn event(&mut self, event: Event) {
         let mut actions = std::mem::take(&mut self.actions);
         tracing::trace!("event: {event:?}");
-        self.core.handle(self.parts.clock.now(), event, &mut actions);
+        self.core
+            .handle(self.parts.clock.now(), event, &mut actions);
         for action in actions.drain(..) {
             tracing::trace!("action: {action:?}");
             self.act(action);
@@ -232,7 +259,13 @@ impl Driver {
 
     fn fact(&mut self, fact: Fact) {
         match fact {
-            Fact::WantBlob { blob, kind, size, hint, reply } => {
+            Fact::WantBlob {
+                blob,
+                kind,
+                size,
+                hint,
+                reply,
+            } => {
                 self.want_blob(blob, kind, size, hint, reply);
             }
             Fact::WantTag { key, reply } => {
@@ -255,10 +288,17 @@ impl Driver {
             Fact::WantMembers { reply } => {
                 let _ = reply.send(self.core.members());
             }
-            Fact::Opened { blob, kind, hint, result } => self.opened(blob, kind, hint, result),
+            Fact::Opened {
+                blob,
+                kind,
+                hint,
+                result,
+            } => self.opened(blob, kind, hint, result),
             Fact::Event(event) => {
                 match &event {
-                    Event::ChunkStored { from, blob, len, .. } => {
+                    Event::ChunkStored {
+                        from, blob, len, ..
+                    } => {
                         self.parts.metrics.chunks_stored.increment();
                         if from.is_some() {
                             self.parts.metrics.bytes_from_peers.add(u64::from(*len));
@@ -275,7 +315,11 @@ impl Driver {
             }
             Fact::StoreFailed { blob, error } => self.store_failed(blob, &error),
             Fact::Verdict { blob, verdict } => self.verdict(blob, verdict),
-            Fact::Dropped { blob, have, evidence } => {
+            Fact::Dropped {
+                blob,
+                have,
+                evidence,
+            } => {
                 self.evidence.entry(blob).or_default().extend(evidence);
                 if let Some(fetch) = self.fetches.get_mut(&blob) {
                     fetch.suspect = false;
@@ -288,7 +332,11 @@ impl Driver {
                 let result = match result {
                     Ok(digest) => {
                         let asked_by = NodeId(self.parts.key.verifying_key().to_bytes());
-                        let record = TagRecord { digest, asked_at: unix_seconds(), asked_by };
+                        let record = TagRecord {
+                            digest,
+                            asked_at: unix_seconds(),
+                            asked_by,
+                        };
                         self.remember_tag(&key, &record);
                         Ok(record)
                     }
@@ -311,11 +359,23 @@ impl Driver {
             NetworkEvent::DialFailed(address, reason) => {
                 tracing::debug!("cannot connect to {address}: {reason}");
             }
-            NetworkEvent::Message { from, message: Message::AskStats { id } } => {
+            NetworkEvent::Message {
+                from,
+                message: Message::AskStats { id },
+            } => {
                 let json = self.node_stats().to_json_within(STATS_BYTES_MAX);
-                self.parts.network.send(from, Message::Stats { id, json: json.into() });
+                self.parts.network.send(
+                    from,
+                    Message::Stats {
+                        id,
+                        json: json.into(),
+                    },
+                );
             }
-            NetworkEvent::Message { message: Message::Stats { id, json }, .. } => {
+            NetworkEvent::Message {
+                message: Message::Stats { id, json },
+                ..
+            } => {
                 if let Some(reply) = self.stats.remove(&id) {
                     let _ = reply.send(json);
                 }
@@ -323,8 +383,14 @@ impl Driver {
             NetworkEvent::Message { from, message } => {
                 self.event(Event::Message { from, message });
             }
-            NetworkEvent::Chunk { from, header, bytes } => self.receive(from, header, bytes),
-            NetworkEvent::ChunkProgress { from, blob, index, .. } => {
+            NetworkEvent::Chunk {
+                from,
+                header,
+                bytes,
+            } => self.receive(from, header, bytes),
+            NetworkEvent::ChunkProgress {
+                from, blob, index, ..
+            } => {
                 self.event(Event::ChunkProgress { from, blob, index });
             }
         }
@@ -332,9 +398,17 @@ impl Driver {
 
     fn demand(&mut self, demand: DemandEvent) {
         self.event(match demand {
-            DemandEvent::At { blob, reader, chunk, end_chunk } => {
-                Event::Reading { blob, reader, first: chunk, end: end_chunk }
-            }
+            DemandEvent::At {
+                blob,
+                reader,
+                chunk,
+                end_chunk,
+            } => Event::Reading {
+                blob,
+                reader,
+                first: chunk,
+                end: end_chunk,
+            },
             DemandEvent::Gone { blob, reader } => Event::ReaderGone { blob, reader },
         });
     }
@@ -353,7 +427,13 @@ impl Driver {
             fetch.waiting.push(reply);
             fetch.admit();
             // One more hint.
-            self.event(Event::Pull { blob, kind, size, have: None, hint });
+            self.event(Event::Pull {
+                blob,
+                kind,
+                size,
+                have: None,
+                hint,
+            });
             return;
         }
         let mut fetch = Fetch::new(kind);
@@ -372,12 +452,23 @@ impl Driver {
                 (None, None) => {
                     // Nothing is known of it but its digest; its size comes with the first answer.
                     let Some(hint) = hint else { return };
-                    let event = Event::Pull { blob, kind, size: None, have: None, hint };
+                    let event = Event::Pull {
+                        blob,
+                        kind,
+                        size: None,
+                        have: None,
+                        hint,
+                    };
                     let _ = parts.facts.blocking_send(Fact::Event(event));
                     return;
                 }
             };
-            let _ = parts.facts.blocking_send(Fact::Opened { blob, kind, hint, result });
+            let _ = parts.facts.blocking_send(Fact::Opened {
+                blob,
+                kind,
+                hint,
+                result,
+            });
         });
     }
 
@@ -392,7 +483,9 @@ impl Driver {
             Ok(stored) => stored,
             Err(error) => return self.store_failed(blob, &error),
         };
-        let Some(fetch) = self.fetches.get_mut(&blob) else { return };
+        let Some(fetch) = self.fetches.get_mut(&blob) else {
+            return;
+        };
         let (size, have) = (stored.size(), stored.have());
         let complete = stored.state() == BlobState::Complete;
         fetch.blob.send_replace(Some(stored));
@@ -405,13 +498,23 @@ impl Driver {
         self.start_verification(blob);
         if let Some(hint) = hint {
             let size = Some(size);
-            self.event(Event::Pull { blob, kind, size, have: Some(have), hint });
+            self.event(Event::Pull {
+                blob,
+                kind,
+                size,
+                have: Some(have),
+                hint,
+            });
         }
     }
 
     fn start_verification(&mut self, blob: Digest) {
-        let Some(fetch) = self.fetches.get_mut(&blob) else { return };
-        let Some(stored) = fetch.blob.borrow().clone() else { return };
+        let Some(fetch) = self.fetches.get_mut(&blob) else {
+            return;
+        };
+        let Some(stored) = fetch.blob.borrow().clone() else {
+            return;
+        };
         let parts = Arc::clone(&self.parts);
         fetch.verify = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             let verdict = stored.verify().await;
@@ -423,7 +526,9 @@ impl Driver {
         match verdict {
             Verdict::Matches => {
                 self.parts.metrics.blobs_completed.increment();
-                let Some(fetch) = self.fetches.remove(&blob) else { return };
+                let Some(fetch) = self.fetches.remove(&blob) else {
+                    return;
+                };
                 self.event(Event::Verified { blob });
                 let stored = fetch.blob.borrow().clone();
                 if let (Some(stored), Some(evidence)) = (stored, self.evidence.remove(&blob)) {
@@ -432,9 +537,13 @@ impl Driver {
             }
             Verdict::Differs => {
                 self.parts.metrics.blobs_mismatched.increment();
-                let Some(fetch) = self.fetches.get_mut(&blob) else { return };
+                let Some(fetch) = self.fetches.get_mut(&blob) else {
+                    return;
+                };
                 fetch.suspect = true;
-                let Some(stored) = fetch.blob.borrow().clone() else { return };
+                let Some(stored) = fetch.blob.borrow().clone() else {
+                    return;
+                };
                 tracing::warn!(
                     "{blob}: all chunks are here and the whole does not have its digest; \
                      asking for an audit"
@@ -442,7 +551,10 @@ impl Driver {
                 stored.fail(PullError::Corrupt(format!(
                     "{blob} does not have its digest; pull again"
                 )));
-                self.event(Event::Mismatched { blob, signers: stored.signers() });
+                self.event(Event::Mismatched {
+                    blob,
+                    signers: stored.signers(),
+                });
             }
         }
     }
@@ -450,7 +562,9 @@ impl Driver {
     /// The pull is over without the blob.
     fn failed(&mut self, blob: Digest, error: &PullError) {
         tracing::warn!("{blob}: {error}");
-        let Some(fetch) = self.fetches.remove(&blob) else { return };
+        let Some(fetch) = self.fetches.remove(&blob) else {
+            return;
+        };
         if let Some(stored) = fetch.blob.borrow().as_ref() {
             stored.fail(error.clone());
         }
@@ -481,7 +595,12 @@ impl Driver {
             Action::Unexpect { from, blob, index } => {
                 self.parts.network.unexpect(from, blob, index);
             }
-            Action::ReadOrigin { blob, kind, lease, hints } => {
+            Action::ReadOrigin {
+                blob,
+                kind,
+                lease,
+                hints,
+            } => {
                 self.read_origin(blob, kind, lease, hints);
             }
             Action::StopOrigin { blob, lease } => {
@@ -489,7 +608,11 @@ impl Driver {
                 self.reads.remove(&(blob, lease));
             }
             Action::Sized { blob, kind, size } => {
-                if self.fetches.get(&blob).is_some_and(|fetch| fetch.blob.borrow().is_none()) {
+                if self
+                    .fetches
+                    .get(&blob)
+                    .is_some_and(|fetch| fetch.blob.borrow().is_none())
+                {
                     self.open(blob, kind, Some(size), None);
                 }
             }
@@ -510,7 +633,11 @@ impl Driver {
             Action::DropDiffering { blob, hashes } => self.drop_differing(blob, hashes),
             Action::SendHashes { to, blob } => self.send_hashes(to, blob),
             Action::CheckChunk { blob, index } => self.check_chunk(blob, index),
-            Action::CheckProof { blob, index, attestation } => {
+            Action::CheckProof {
+                blob,
+                index,
+                attestation,
+            } => {
                 self.check_proof(blob, index, attestation);
             }
             Action::AskOrigin { key } => {
@@ -546,11 +673,20 @@ impl Driver {
     }
 
     fn remember_tag(&self, key: &TagKey, record: &TagRecord) {
-        if self.parts.store.tag(key).is_some_and(|known| known.asked_at >= record.asked_at) {
+        if self
+            .parts
+            .store
+            .tag(key)
+            .is_some_and(|known| known.asked_at >= record.asked_at)
+        {
             return;
         }
         if let Err(error) = self.parts.store.put_tag(key, record) {
-            tracing::warn!("cannot remember what {}:{} names: {error}", key.repository, key.tag);
+            tracing::warn!(
+                "cannot remember what {}:{} names: {error}",
+                key.repository,
+                key.tag
+            );
         }
     }
 
@@ -567,10 +703,14 @@ impl Driver {
         metrics.pulls_active.set(self.fetches.len() as u64);
         metrics.origin_streams.set(self.reads.len() as u64);
         metrics.leases_held.set(self.core.leases().len() as u64);
-        metrics.blobs_stewarded.set(self.core.stewarding().len() as u64);
+        metrics
+            .blobs_stewarded
+            .set(self.core.stewarding().len() as u64);
         metrics.members_alive.set(self.core.members().len() as u64);
         let connections = self.parts.network.connections();
-        metrics.connections.set((connections.control + connections.bulk) as u64);
+        metrics
+            .connections
+            .set((connections.control + connections.bulk) as u64);
         if let Ok(usage) = self.parts.store.usage() {
             metrics.store_bytes.set(usage.bytes_used);
             metrics.store_blobs.set(usage.blobs as u64);
@@ -600,9 +740,18 @@ impl Driver {
                 .core
                 .leases()
                 .into_iter()
-                .map(|(blob, first, end)| LeaseStats { blob: blob.to_string(), first, end })
+                .map(|(blob, first, end)| LeaseStats {
+                    blob: blob.to_string(),
+                    first,
+                    end,
+                })
                 .collect(),
-            stewarding: self.core.stewarding().iter().map(ToString::to_string).collect(),
+            stewarding: self
+                .core
+                .stewarding()
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
             bans: self.bans.clone(),
             store: StoreStats {
                 used_bytes: usage.as_ref().map_or(0, |usage| usage.bytes_used),
@@ -638,7 +787,12 @@ impl Driver {
             let (size, have) = blob.map_or((0, 0), |blob| {
                 let geometry = blob.geometry();
                 let have = blob.have();
-                (blob.size(), have.iter().map(|index| u64::from(geometry.len(index))).sum())
+                (
+                    blob.size(),
+                    have.iter()
+                        .map(|index| u64::from(geometry.len(index)))
+                        .sum(),
+                )
             });
             stat(*digest, fetch.kind, size, have, false)
         });
@@ -653,12 +807,10 @@ impl Driver {
 /// What a client is told when the exchange gives up.
 fn pull_error(blob: &Digest, failure: OriginFailure) -> PullError {
     match failure {
-        OriginFailure::NotFound => {
-            PullError::NotFound(format!("the origin does not have {blob}"))
-        }
-        OriginFailure::Denied => {
-            PullError::Denied(format!("the origin refuses this cluster's credentials for {blob}"))
-        }
+        OriginFailure::NotFound => PullError::NotFound(format!("the origin does not have {blob}")),
+        OriginFailure::Denied => PullError::Denied(format!(
+            "the origin refuses this cluster's credentials for {blob}"
+        )),
         OriginFailure::Throttled { retry_ms } => PullError::Throttled {
             reason: "the origin is limiting its clients".to_owned(),
             retry_after: retry_ms.map(|ms| Duration::from_millis(ms.into())),

@@ -100,14 +100,23 @@ impl Handle {
     ) -> Result<Arc<Blob>, PullError> {
         let store = self.0.parts.store.clone();
         let held = tokio::task::spawn_blocking(move || {
-            store.get(&blob).filter(|stored| stored.state() == BlobState::Complete)
+            store
+                .get(&blob)
+                .filter(|stored| stored.state() == BlobState::Complete)
         });
         if let Ok(Some(stored)) = held.await {
             return Ok(stored);
         }
         let size = self.known_size(&blob);
         let (reply, answer) = oneshot::channel();
-        self.tell(Fact::WantBlob { blob, kind, size, hint, reply }).await?;
+        self.tell(Fact::WantBlob {
+            blob,
+            kind,
+            size,
+            hint,
+            reply,
+        })
+        .await?;
         match tokio::time::timeout(FIRST_BYTES, answer).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(stopping()),
@@ -132,12 +141,19 @@ impl Handle {
     }
 
     fn known_size(&self, blob: &Digest) -> Option<u64> {
-        self.0.sizes.lock().unwrap_or_else(PoisonError::into_inner).get(blob).copied()
+        self.0
+            .sizes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(blob)
+            .copied()
     }
 
     /// Remembers the sizes of the blobs that a verified manifest names.
     fn learn_sizes(&self, manifest: &[u8]) {
-        let Ok(named) = serde_json::from_slice::<Named>(manifest) else { return };
+        let Ok(named) = serde_json::from_slice::<Named>(manifest) else {
+            return;
+        };
         let mut sizes = self.0.sizes.lock().unwrap_or_else(PoisonError::into_inner);
         for descriptor in named.config.into_iter().chain(named.layers) {
             if let Ok(digest) = descriptor.digest.parse() {
@@ -162,7 +178,13 @@ impl Handle {
             TagAnswer::Fresh(record) => Ok((record.digest, None)),
             TagAnswer::Stale(record, reason) => {
                 let age_seconds = unix_seconds().saturating_sub(record.asked_at);
-                Ok((record.digest, Some(Stale { reason, age_seconds })))
+                Ok((
+                    record.digest,
+                    Some(Stale {
+                        reason,
+                        age_seconds,
+                    }),
+                ))
             }
             TagAnswer::Failed(TagFailure::NotFound(text)) => Err(PullError::NotFound(text)),
             TagAnswer::Failed(TagFailure::Denied(text)) => Err(PullError::Denied(text)),
@@ -190,13 +212,18 @@ impl Handle {
     /// Waits until a blob is complete; the error is the one that readers get.
     pub(crate) async fn completed(&self, blob: &Arc<Blob>) -> Result<(), PullError> {
         let last = blob.size().saturating_sub(1);
-        self.read(blob, last..blob.size()).try_for_each(|_| async { Ok(()) }).await
+        self.read(blob, last..blob.size())
+            .try_for_each(|_| async { Ok(()) })
+            .await
     }
 
     async fn peer_stats(&self, peer: Peer) -> Option<NodeStats> {
         let (reply, answer) = oneshot::channel();
         self.tell(Fact::WantPeerStats { peer, reply }).await.ok()?;
-        let json = tokio::time::timeout(STATS_DEADLINE, answer).await.ok()?.ok()?;
+        let json = tokio::time::timeout(STATS_DEADLINE, answer)
+            .await
+            .ok()?
+            .ok()?;
         serde_json::from_slice(&json).ok()
     }
 }
@@ -207,15 +234,31 @@ fn stopping() -> PullError {
 
 impl Content for Handle {
     async fn manifest(&self, reference: Reference) -> Result<Manifest, PullError> {
-        let Reference { upstream, repository, selector } = reference;
-        let hint = Hint { upstream: upstream.clone(), repository: repository.clone() };
+        let Reference {
+            upstream,
+            repository,
+            selector,
+        } = reference;
+        let hint = Hint {
+            upstream: upstream.clone(),
+            repository: repository.clone(),
+        };
         let (digest, stale) = match selector {
             Selector::Digest(digest) => (digest, None),
-            Selector::Tag(tag) => self.resolve(TagKey { upstream, repository, tag }).await?,
+            Selector::Tag(tag) => {
+                self.resolve(TagKey {
+                    upstream,
+                    repository,
+                    tag,
+                })
+                .await?
+            }
         };
         let blob = self.want(digest, BlobKind::Manifest, hint).await?;
         if blob.size() > MANIFEST_BYTES_MAX {
-            return Err(PullError::NotFound(format!("{digest} is a blob, not a manifest")));
+            return Err(PullError::NotFound(format!(
+                "{digest} is a blob, not a manifest"
+            )));
         }
         let pieces = self.read(&blob, 0..blob.size()).try_fold(
             BytesMut::with_capacity(blob.size() as usize),
@@ -237,7 +280,12 @@ impl Content for Handle {
             PullError::NotFound(format!("{digest} is not a manifest of any known kind"))
         })?;
         self.learn_sizes(&bytes);
-        Ok(Manifest { digest, media_type, bytes, stale })
+        Ok(Manifest {
+            digest,
+            media_type,
+            bytes,
+            stale,
+        })
     }
 
     async fn blob(&self, digest: Digest, hint: Hint, span: Span) -> Result<BlobBody, PullError> {
@@ -256,12 +304,18 @@ impl Content for Handle {
             }
         };
         let metrics = Arc::clone(&self.0.parts.metrics);
-        let all = stream::iter(first.map(Ok)).chain(pieces).inspect_ok(move |piece| {
-            if held {
-                metrics.bytes_from_local.add(piece.len() as u64);
-            }
-        });
-        Ok(BlobBody { size, range, stream: all.boxed() })
+        let all = stream::iter(first.map(Ok))
+            .chain(pieces)
+            .inspect_ok(move |piece| {
+                if held {
+                    metrics.bytes_from_local.add(piece.len() as u64);
+                }
+            });
+        Ok(BlobBody {
+            size,
+            range,
+            stream: all.boxed(),
+        })
     }
 
     async fn blob_size(&self, digest: Digest, hint: Hint) -> Result<u64, PullError> {
@@ -280,7 +334,12 @@ impl Content for Handle {
     }
 
     async fn tags(&self, hint: Hint) -> Result<Vec<Tag>, PullError> {
-        self.0.parts.origins.tags(&hint).await.map_err(|error| PullError::from(&error))
+        self.0
+            .parts
+            .origins
+            .tags(&hint)
+            .await
+            .map_err(|error| PullError::from(&error))
     }
 }
 

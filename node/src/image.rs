@@ -70,8 +70,13 @@ pub(crate) fn pull(
     tokio::spawn(async move {
         let started = clock::instant();
         let last = match run(&handle, reference, &options, &events).await {
-            Ok(bytes) => PullEvent::Done { bytes, seconds: started.elapsed().as_secs_f64() },
-            Err(error) => PullEvent::Failed { error: error.to_string() },
+            Ok(bytes) => PullEvent::Done {
+                bytes,
+                seconds: started.elapsed().as_secs_f64(),
+            },
+            Err(error) => PullEvent::Failed {
+                error: error.to_string(),
+            },
         };
         // Nobody may be listening any more.
         let _ = events.send(last).await;
@@ -99,7 +104,10 @@ async fn run(
             media_type: entry.media_type.clone(),
         })
         .collect();
-    let _ = events.try_send(PullEvent::Manifest { digest: manifest.digest.to_string(), layers });
+    let _ = events.try_send(PullEvent::Manifest {
+        digest: manifest.digest.to_string(),
+        layers,
+    });
     let mut fetched = futures::stream::iter(blobs)
         .map(|entry| {
             let hint = hint.clone();
@@ -139,7 +147,10 @@ async fn follow(
         let have_bytes = if blob.state() == BlobState::Complete {
             blob.size()
         } else {
-            blob.have().iter().map(|index| u64::from(geometry.len(index))).sum()
+            blob.have()
+                .iter()
+                .map(|index| u64::from(geometry.len(index)))
+                .sum()
         };
         let now = handle.parts().tallies.get(&digest);
         let _ = events.try_send(PullEvent::Progress {
@@ -184,5 +195,7 @@ async fn image_manifest(
         })?;
         reference.selector = Selector::Digest(digest);
     }
-    Err(PullError::NotFound(format!("{reference} is an index of indexes of indexes")))
+    Err(PullError::NotFound(format!(
+        "{reference} is an index of indexes of indexes"
+    )))
 }

@@ -94,10 +94,15 @@ pub enum NodeError {
 /// When it cannot start; once it runs, what fails is reported to whoever asked for it.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), NodeError> {
     let clock = Clock::start();
-    std::fs::create_dir_all(&config.data_dir)
-        .map_err(|source| NodeError::DataDir { path: config.data_dir.clone(), source })?;
-    let join: Vec<JoinAddress> =
-        config.join.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+    std::fs::create_dir_all(&config.data_dir).map_err(|source| NodeError::DataDir {
+        path: config.data_dir.clone(),
+        source,
+    })?;
+    let join: Vec<JoinAddress> = config
+        .join
+        .iter()
+        .map(|text| text.parse())
+        .collect::<Result<_, _>>()?;
     // Whatever may be wrong with the configuration is found before anything is listened on.
     let aliases = config.origins.keys().cloned().collect();
     let origins = Origins::new(OriginsConfig {
@@ -146,7 +151,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Node
         tag_ttl: config.tag_ttl,
         ..Default::default()
     };
-    let seed = SysRng.try_next_u64().map_err(|error| NodeError::Random(error.to_string()))?;
+    let seed = SysRng
+        .try_next_u64()
+        .map_err(|error| NodeError::Random(error.to_string()))?;
     let core = Core::new(exchange, me, directory.clone(), seed, clock.now());
 
     let metrics = Arc::new(Metrics::default());
@@ -165,17 +172,28 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Node
     });
     let handle = Handle::new(Arc::clone(&parts), demands);
     let driver = Driver::new(parts, core);
-    let options =
-        MirrorOptions { default_upstream: Default::default(), aliases, metrics };
+    let options = MirrorOptions {
+        default_upstream: Default::default(),
+        aliases,
+        metrics,
+    };
 
     let bootstrapping = async {
-        tokio::join!(bootstrap::run(network, join.clone()), become_ready(&handle, !join.is_empty()));
+        tokio::join!(
+            bootstrap::run(network, join.clone()),
+            become_ready(&handle, !join.is_empty())
+        );
         std::future::pending::<()>().await;
     };
     let serving = async {
         tokio::join!(
             driver.run(facts_in, events, demands_in, shutdown.clone()),
-            mirror::serve(mirror_listener, Arc::new(handle.clone()), options, shutdown.clone()),
+            mirror::serve(
+                mirror_listener,
+                Arc::new(handle.clone()),
+                options,
+                shutdown.clone()
+            ),
             admin::serve(admin_listener, Arc::new(handle.clone()), shutdown.clone()),
         )
     };
@@ -195,7 +213,13 @@ async fn open_store(config: StoreConfig) -> Result<Store, StoreError> {
 }
 
 async fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, NodeError> {
-    TcpListener::bind(address).await.map_err(|source| NodeError::Listen { what, address, source })
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| NodeError::Listen {
+            what,
+            address,
+            source,
+        })
 }
 
 /// Ready is who knows its fellow members, or has nobody to know.
@@ -226,8 +250,11 @@ async fn advertised(
     if !configured.is_empty() {
         return configured.iter().map(with_port).collect();
     }
-    let mut addresses: Vec<SocketAddr> =
-        bound.iter().copied().filter(|address| !address.ip().is_unspecified()).collect();
+    let mut addresses: Vec<SocketAddr> = bound
+        .iter()
+        .copied()
+        .filter(|address| !address.ip().is_unspecified())
+        .collect();
     if addresses.is_empty() {
         let mut towards = Vec::new();
         for name in join {

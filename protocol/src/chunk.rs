@@ -43,9 +43,9 @@ impl Geometry {
     pub fn new(kind: BlobKind, size: u64) -> Self {
         let chunk_bytes = match kind {
             BlobKind::Manifest => CHUNK_BYTES,
-            BlobKind::Blob => {
-                (size / CHUNKS_MIN).next_power_of_two().clamp(CHUNK_BYTES_MIN, CHUNK_BYTES)
-            }
+            BlobKind::Blob => (size / CHUNKS_MIN)
+                .next_power_of_two()
+                .clamp(CHUNK_BYTES_MIN, CHUNK_BYTES),
         };
         Self { size, chunk_bytes }
     }

@@ -809,9 +809,15 @@ impl Core {
         // What is read from the origin comes in over the same link. The origin is the scarcest
         // source, so its streams are not crowded out by requests to peers.
         let reading: usize = self.meshes.values().map(|mesh| mesh.leases.len()).sum();
-        let smallest = self.meshes.values().filter(|mesh| mesh.is_pulling()).map(Mesh::chunk_bytes);
+        let smallest = self
+            .meshes
+            .values()
+            .filter(|mesh| mesh.is_pulling())
+            .map(Mesh::chunk_bytes);
         let target = ctx.outstanding_target(smallest.min().unwrap_or(CHUNK_BYTES));
-        let target = target.saturating_sub(READING_COSTS * reading).max(target.min(OUTSTANDING_READING));
+        let target = target
+            .saturating_sub(READING_COSTS * reading)
+            .max(target.min(OUTSTANDING_READING));
         let mut request = |ctx: &mut Ctx, make: fn(&mut Mesh, &mut Ctx) -> bool| {
             let mut idle = 0;
             while idle < pulling.len() && ctx.outstanding < target {
@@ -985,7 +991,9 @@ impl Core {
     /// the blob where there is one. All who ask choose the same, so that one audit serves all.
     fn ask_for_audit(&mut self, blob: Digest, implicated: &[NodeId]) {
         let ctx = &mut self.ctx;
-        let Some(mesh) = self.meshes.get_mut(&blob) else { return };
+        let Some(mesh) = self.meshes.get_mut(&blob) else {
+            return;
+        };
         let ranks = ctx.stewards(&blob);
         let untried = |peer: &&Peer| !mesh.audited_by.contains(peer);
         let innocent = |peer: &&Peer| !implicated.contains(&ctx.directory.id(**peer));
@@ -998,7 +1006,15 @@ impl Core {
             .unwrap_or(ctx.me);
         mesh.suspect(ctx, auditor);
         let (kind, size, hints) = (mesh.kind, mesh.size.unwrap_or_default(), mesh.hints.clone());
-        ctx.send(auditor, Message::Mismatch { blob, kind, size, hints });
+        ctx.send(
+            auditor,
+            Message::Mismatch {
+                blob,
+                kind,
+                size,
+                hints,
+            },
+        );
     }
 
     /// Someone asks this node for an audit: it reads from the origin all that it did not read

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    config::Config, digest::Digest, directory::Peer, limits::CHUNK_BYTES_MIN, link::Link, mesh::Mesh, steward::Steward,
+    config::Config, digest::Digest, directory::Peer, limits::CHUNK_BYTES_MIN, link::Link,
+    mesh::Mesh, steward::Steward,
 };
 
 /// A broken invariant: its number and what was seen.
@@ -80,9 +81,11 @@ pub(crate) fn check(view: View<'_>) -> Result<(), Broken> {
             )
         },
     )?;
-    ensure(view.outstanding <= view.config.outstanding_max(CHUNK_BYTES_MIN), 1, || {
-        format!("{} outstanding", view.outstanding)
-    })?;
+    ensure(
+        view.outstanding <= view.config.outstanding_max(CHUNK_BYTES_MIN),
+        1,
+        || format!("{} outstanding", view.outstanding),
+    )?;
     ensure(view.uploads_queued <= view.config.upload_queue, 3, || {
         format!("{} uploads queued", view.uploads_queued)
     })?;

@@ -59,7 +59,7 @@ const HOLD: Duration = Duration::from_secs(15);
 const THROTTLED_TOGETHER: Duration = Duration::from_secs(2);
 
 /// Fewer streams are never tried than this.
-const STREAMS_MIN: u16 = 2;
+const STREAMS_MIN: u16 = 4;
 
 /// The key of an upstream in rendezvous hashing.
 pub(crate) fn key(upstream: &Upstream) -> u64 {

@@ -878,7 +878,8 @@ impl Mesh {
             let Some(first) = (from..self.have.len()).find(free) else {
                 break;
             };
-            let limit = (first + ctx.config.lease_chunks(self.chunk_bytes())).min(self.have.len());
+            let limit = (first + (ctx.config.lease_bytes_min / self.chunk_bytes()).max(1) as u32)
+                .min(self.have.len());
             let end = (first..limit).find(|chunk| !free(chunk)).unwrap_or(limit);
             self.fallback_leases += 1;
             let id = LeaseId {
@@ -893,7 +894,10 @@ impl Mesh {
     /// The digest did not match: whom to ask for an audit.
     pub(crate) fn suspect(&mut self, ctx: &mut Ctx, auditor: Peer) {
         self.audited_by.push(auditor);
-        self.phase = Phase::Suspect { asked: auditor, since: ctx.now };
+        self.phase = Phase::Suspect {
+            asked: auditor,
+            since: ctx.now,
+        };
         self.cancel_requests(ctx);
     }
 

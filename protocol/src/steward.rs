@@ -42,6 +42,7 @@ struct Grant {
     lease: Lease,
     next: u32,
     bytes: u64,
+    granted: Time,
     /// When the holder last reported.
     heard: Time,
     /// When it last reported more bytes or chunks.
@@ -68,6 +69,8 @@ pub(crate) struct Steward {
     /// Chunks that some joiner has, or that a holder said are near it.
     held: Bitfield,
     grants: BTreeMap<LeaseId, Grant>,
+    /// Bytes per second of one stream, from the leases that were finished.
+    lease_rate: Option<f64>,
     numbers: u32,
     lost: BTreeMap<u32, Time>,
     streams: Streams,
@@ -123,6 +126,7 @@ impl Steward {
             providers: BTreeSet::new(),
             held: Bitfield::new(1),
             grants: BTreeMap::new(),
+            lease_rate: None,
             numbers: 0,
             lost: BTreeMap::new(),
             streams: Streams {
@@ -286,11 +290,14 @@ impl Steward {
         self.failure = None;
         // Whoever pulls already has something to tell; a pull that begins now has not, but right
         // after a change of membership one that went on under another steward may be on its way.
-        let under_way = !first
-            || self.held.count() > 0
-            || self.joiners.values().any(|joiner| joiner.leased);
+        let under_way =
+            !first || self.held.count() > 0 || self.joiners.values().any(|joiner| joiner.leased);
         if under_way || ctx.now.since(ctx.view_changed) < RECENT {
-            let pause = if under_way { ctx.config.rebuild } else { ctx.config.rebuild / 6 };
+            let pause = if under_way {
+                ctx.config.rebuild
+            } else {
+                ctx.config.rebuild / 6
+            };
             self.ready_at = ctx.now + pause;
         }
         if ctx.woke_at > Time::ZERO {
@@ -409,6 +416,7 @@ impl Steward {
                 lease: report.lease,
                 next: report.next,
                 bytes: report.bytes,
+                granted: ctx.now,
                 heard: ctx.now,
                 moved: ctx.now,
             });
@@ -590,6 +598,14 @@ impl Steward {
                 grant.bytes = report.bytes;
             }
             if report.next >= report.lease.end || failure.is_some() {
+                let took = ctx.now.since(grant.granted);
+                if failure.is_none() && report.bytes > 0 && !took.is_zero() {
+                    let rate = report.bytes as f64 / took.as_secs_f64();
+                    self.lease_rate = Some(
+                        self.lease_rate
+                            .map_or(rate, |mean| mean.mul_add(0.75, rate / 4.0)),
+                    );
+                }
                 self.grants.remove(&id);
                 joiner.completed += u32::from(failure.is_none());
             }
@@ -691,7 +707,7 @@ impl Steward {
             };
             let left = self.chunks - leased.count();
             // Shrinking to one chunk near the end, so that the last leases end together.
-            let most = (left / (2 * u32::from(streams))).clamp(1, ctx.config.lease_chunks(self.chunk_bytes));
+            let most = (left / (2 * u32::from(streams))).clamp(1, self.lease_chunks(ctx));
             let limit = (first + most).min(self.chunks);
             let end = leased.next_set(first).map_or(limit, |next| next.min(limit));
             let (first, end) = if far_end {
@@ -721,6 +737,7 @@ impl Steward {
                 lease,
                 next: first,
                 bytes: 0,
+                granted: ctx.now,
                 heard: ctx.now,
                 moved: ctx.now,
             };
@@ -733,6 +750,15 @@ impl Steward {
                 },
             );
         }
+    }
+
+    /// Chunks in a lease: what a stream gives in the configured time. Longer ones keep more of a
+    /// slow origin's chunks under way at once, and all of them late; shorter ones cost requests.
+    fn lease_chunks(&self, ctx: &Ctx) -> u32 {
+        let time = ctx.config.lease_time.as_secs_f64();
+        let bytes = (self.lease_rate.unwrap_or_default() * time) as u64;
+        let bytes = bytes.clamp(ctx.config.lease_bytes_min, ctx.config.lease_bytes_max);
+        (bytes / self.chunk_bytes).max(1) as u32
     }
 
     /// Where views differ two nodes may act: the one that was asked to take over begins at the

@@ -174,7 +174,9 @@ impl Tags {
                 },
             );
         }
-        let Some(question) = self.questions.get_mut(&key) else { return };
+        let Some(question) = self.questions.get_mut(&key) else {
+            return;
+        };
         match answer {
             TagAnswer::Failed(
                 failure @ (TagFailure::Unreachable(_) | TagFailure::Throttled(_)),
@@ -191,7 +193,9 @@ impl Tags {
 
     /// This node has neither the origin nor a memory of its own: who else remembers?
     fn ask_around(&mut self, ctx: &mut Ctx, key: TagKey) {
-        let Some(question) = self.questions.get_mut(&key) else { return };
+        let Some(question) = self.questions.get_mut(&key) else {
+            return;
+        };
         let mut others: Vec<Peer> = ctx.ranks(key_hash(&key)).into_iter().collect();
         let members: Vec<Peer> = ctx.live.keys().copied().collect();
         others.extend(ctx.sample(members, WITNESSES));
@@ -210,7 +214,9 @@ impl Tags {
 
     /// All have answered who will.
     fn decide(&mut self, ctx: &mut Ctx, key: TagKey) {
-        let Some(question) = self.questions.get(&key) else { return };
+        let Some(question) = self.questions.get(&key) else {
+            return;
+        };
         let agreed = agreed(&question.answers);
         let Some(unsure) = question.unsure.clone() else {
             match agreed {
@@ -228,7 +234,12 @@ impl Tags {
         };
         let answer = agreed
             .filter(|answer| !matches!(answer, TagAnswer::Failed(_)))
-            .or_else(|| question.known.clone().map(|record| TagAnswer::Stale(record, reason)))
+            .or_else(|| {
+                question
+                    .known
+                    .clone()
+                    .map(|record| TagAnswer::Stale(record, reason))
+            })
             .or_else(|| only_word(ctx, &question.answers))
             .unwrap_or(TagAnswer::Failed(unsure));
         self.questions.remove(&key);

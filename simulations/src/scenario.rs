@@ -218,7 +218,7 @@ impl Scenario {
             "have_interval" => config.have_interval = ms,
             "request_timeout" => config.request_timeout = ms,
             "endgame_after" => config.endgame_after = ms,
-            "lease_bytes" => config.lease_bytes = u64::from(number),
+            "lease_bytes_min" => config.lease_bytes_min = u64::from(number),
             "streams_start" => config.streams_start = number as u16,
             "streams_max" => config.streams_max = number as u16,
             "parallel" => self.parallel = number as usize,

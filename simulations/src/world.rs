@@ -1012,7 +1012,8 @@ impl World {
                     index: first,
                     end,
                 };
-                self.streams[id].left = u64::from(Geometry::new(BlobKind::Blob, size).len(first)).max(1);
+                self.streams[id].left =
+                    u64::from(Geometry::new(BlobKind::Blob, size).len(first)).max(1);
                 self.offer(id);
             }
             None => {

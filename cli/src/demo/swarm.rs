@@ -118,7 +118,10 @@ impl Swarm {
                 .arg(format!("--advertise={}", addresses.swarm))
                 .arg(format!("--origin={UPSTREAM}=http://{origin}"))
                 .arg("--min-free=0B")
-                .arg(format!("--log={}", env::var("SHOAL_LOG").unwrap_or("info".into())));
+                .arg(format!(
+                    "--log={}",
+                    env::var("SHOAL_LOG").unwrap_or("info".into())
+                ));
             if let Some(first) = nodes.first() {
                 command.arg(format!("--join={}", first.addresses.swarm));
             }

@@ -28,7 +28,11 @@ impl Platform {
             other => other,
         };
         // Containers on a host of another kind run in a Linux guest.
-        Self { os: "linux".to_owned(), architecture: architecture.to_owned(), variant: None }
+        Self {
+            os: "linux".to_owned(),
+            architecture: architecture.to_owned(),
+            variant: None,
+        }
     }
 
     /// Whether an image for this platform serves. An unnamed variant matches every variant.

@@ -38,18 +38,29 @@ impl Driver {
         unwanted: impl Fn(u32, &Attestation) -> bool + Send + 'static,
     ) {
         let parts = Arc::clone(&self.parts);
-        let Some(stored) = self.fetches.get(&blob).and_then(|fetch| fetch.blob.borrow().clone())
+        let Some(stored) = self
+            .fetches
+            .get(&blob)
+            .and_then(|fetch| fetch.blob.borrow().clone())
         else {
             // Nothing is stored yet, so nothing has to go.
-            let Some(stored) = self.parts.store.get(&blob) else { return };
-            let fact = Fact::Dropped { blob, have: stored.have(), evidence: Vec::new() };
+            let Some(stored) = self.parts.store.get(&blob) else {
+                return;
+            };
+            let fact = Fact::Dropped {
+                blob,
+                have: stored.have(),
+                evidence: Vec::new(),
+            };
             tokio::spawn(async move { parts.facts.send(fact).await });
             return;
         };
         spawn_blocking(move || {
             let mut evidence = Vec::new();
             for index in stored.have().iter() {
-                let Some(attestation) = stored.attestation(index) else { continue };
+                let Some(attestation) = stored.attestation(index) else {
+                    continue;
+                };
                 if unwanted(index, &attestation) {
                     if let Err(error) = stored.drop_chunk(index) {
                         tracing::warn!("{error}");
@@ -57,7 +68,11 @@ impl Driver {
                     evidence.push((index, attestation));
                 }
             }
-            let fact = Fact::Dropped { blob, have: stored.have(), evidence };
+            let fact = Fact::Dropped {
+                blob,
+                have: stored.have(),
+                evidence,
+            };
             let _ = parts.facts.blocking_send(fact);
         });
     }
@@ -79,11 +94,18 @@ impl Driver {
     pub(super) fn check_proof(&self, blob: Digest, index: u32, attestation: Attestation) {
         let parts = Arc::clone(&self.parts);
         spawn_blocking(move || {
-            let Some(stored) = parts.store.get(&blob) else { return };
+            let Some(stored) = parts.store.get(&blob) else {
+                return;
+            };
             if attestation.is_signed_for(&blob, index) && contradicts(&stored, index, &attestation)
             {
                 let signer = attestation.signer;
-                let event = Event::Lied { signer, blob, index, attestation };
+                let event = Event::Lied {
+                    signer,
+                    blob,
+                    index,
+                    attestation,
+                };
                 let _ = parts.facts.blocking_send(Fact::Event(event));
             }
         });
@@ -93,9 +115,15 @@ impl Driver {
     pub(super) fn send_hashes(&self, to: Peer, blob: Digest) {
         let parts: Arc<Parts> = Arc::clone(&self.parts);
         spawn_blocking(move || {
-            let Some(stored) = parts.store.get(&blob) else { return };
+            let Some(stored) = parts.store.get(&blob) else {
+                return;
+            };
             let hashes: Option<Vec<ChunkHash>> = (0..stored.geometry().chunks())
-                .map(|index| stored.attestation(index).map(|attestation| attestation.hash))
+                .map(|index| {
+                    stored
+                        .attestation(index)
+                        .map(|attestation| attestation.hash)
+                })
                 .collect();
             if let Some(hashes) = hashes {
                 parts.network.send(to, Message::Audited { blob, hashes });
@@ -118,7 +146,7 @@ impl Driver {
 
 fn contradicts(blob: &Blob, index: u32, attestation: &Attestation) -> bool {
     blob.state() == BlobState::Complete
-        && blob.attestation(index).is_some_and(|right| {
-            right.hash != attestation.hash || right.len != attestation.len
-        })
+        && blob
+            .attestation(index)
+            .is_some_and(|right| right.hash != attestation.hash || right.len != attestation.len)
 }

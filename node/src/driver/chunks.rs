@@ -14,8 +14,16 @@ use crate::store::{Blob, BlobState, StoreError};
 impl Driver {
     /// Checks a chunk that came in and stores it, on a blocking thread.
     pub(super) fn receive(&self, from: Peer, header: ChunkHeader, bytes: Bytes) {
-        let ChunkHeader { blob, index, attestation, .. } = header;
-        let stored = self.fetches.get(&blob).and_then(|fetch| fetch.blob.borrow().clone());
+        let ChunkHeader {
+            blob,
+            index,
+            attestation,
+            ..
+        } = header;
+        let stored = self
+            .fetches
+            .get(&blob)
+            .and_then(|fetch| fetch.blob.borrow().clone());
         let parts = Arc::clone(&self.parts);
         let banned = parts
             .directory
@@ -24,7 +32,12 @@ impl Driver {
         tokio::spawn(async move {
             let Some(stored) = stored else {
                 // The pull has ended meanwhile.
-                let event = Event::ChunkRejected { from, blob, index, corrupt: false };
+                let event = Event::ChunkRejected {
+                    from,
+                    blob,
+                    index,
+                    corrupt: false,
+                };
                 let _ = parts.facts.send(Fact::Event(event)).await;
                 return;
             };
@@ -50,7 +63,12 @@ impl Driver {
                         "chunk {index} of {blob} from node {:?} is not what its signer vouches for",
                         parts.directory.id(from)
                     );
-                    Fact::Event(Event::ChunkRejected { from, blob, index, corrupt: true })
+                    Fact::Event(Event::ChunkRejected {
+                        from,
+                        blob,
+                        index,
+                        corrupt: true,
+                    })
                 }
                 Ok(Err(error)) => Fact::StoreFailed { blob, error },
                 // The runtime is going down.
@@ -68,7 +86,10 @@ impl Driver {
                 let to = parts.directory.id(to);
                 tracing::debug!("chunk {index} of {blob} was not sent to node {to:?}: {reason}");
             }
-            let _ = parts.facts.send(Fact::Event(Event::ChunkSent { to, blob, index })).await;
+            let _ = parts
+                .facts
+                .send(Fact::Event(Event::ChunkSent { to, blob, index }))
+                .await;
         });
     }
 
@@ -76,9 +97,13 @@ impl Driver {
     pub(super) fn check_chunk(&self, blob: Digest, index: u32) {
         let parts = Arc::clone(&self.parts);
         spawn_blocking(move || {
-            let Some(stored) = parts.store.get(&blob) else { return };
+            let Some(stored) = parts.store.get(&blob) else {
+                return;
+            };
             if matches!(stored.check_chunk(index), Ok(false)) {
-                let _ = parts.facts.blocking_send(Fact::Event(Event::ChunkLost { blob, index }));
+                let _ = parts
+                    .facts
+                    .blocking_send(Fact::Event(Event::ChunkLost { blob, index }));
             }
         });
     }
@@ -94,7 +119,9 @@ fn is_vouched_for(blob: &Blob, index: u32, attestation: &Attestation) -> bool {
 async fn send(parts: &Arc<Parts>, to: Peer, blob: Digest, index: u32) -> Result<(), String> {
     let reader = Arc::clone(parts);
     let read = spawn_blocking(move || -> Result<_, StoreError> {
-        let Some(stored) = reader.store.get(&blob) else { return Ok(None) };
+        let Some(stored) = reader.store.get(&blob) else {
+            return Ok(None);
+        };
         let (bytes, attestation) = stored.read_chunk(index)?;
         // A verified blob is the node's own word, whoever read it from the origin.
         let attestation = if stored.state() == BlobState::Complete {
@@ -102,7 +129,15 @@ async fn send(parts: &Arc<Parts>, to: Peer, blob: Digest, index: u32) -> Result<
         } else {
             attestation
         };
-        Ok(Some((ChunkHeader { blob, index, size: stored.size(), attestation }, bytes)))
+        Ok(Some((
+            ChunkHeader {
+                blob,
+                index,
+                size: stored.size(),
+                attestation,
+            },
+            bytes,
+        )))
     });
     let (header, bytes) = match read.await {
         Ok(Ok(Some(chunk))) => chunk,
@@ -111,7 +146,11 @@ async fn send(parts: &Arc<Parts>, to: Peer, blob: Digest, index: u32) -> Result<
         Err(error) => return Err(error.to_string()),
     };
     let len = bytes.len() as u64;
-    parts.network.send_chunk(to, header, bytes).await.map_err(|error| error.to_string())?;
+    parts
+        .network
+        .send_chunk(to, header, bytes)
+        .await
+        .map_err(|error| error.to_string())?;
     parts.metrics.bytes_uploaded.add(len);
     Ok(())
 }

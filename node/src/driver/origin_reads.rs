@@ -47,7 +47,9 @@ impl Driver {
         lease: Lease,
         hints: Vec<Hint>,
     ) {
-        let Some(fetch) = self.fetches.get(&blob) else { return };
+        let Some(fetch) = self.fetches.get(&blob) else {
+            return;
+        };
         let read = Read {
             parts: Arc::clone(&self.parts),
             slot: fetch.blob.subscribe(),
@@ -66,10 +68,15 @@ impl Driver {
                 }
                 Err(End::Gone) => return,
             };
-            let event = Event::OriginEnded { blob, lease: lease.id, failure };
+            let event = Event::OriginEnded {
+                blob,
+                lease: lease.id,
+                failure,
+            };
             let _ = parts.facts.send(Fact::Event(event)).await;
         });
-        self.reads.insert((blob, lease.id), AbortOnDropHandle::new(task));
+        self.reads
+            .insert((blob, lease.id), AbortOnDropHandle::new(task));
     }
 }
 
@@ -123,16 +130,27 @@ impl Read {
             (BlobKind::Blob, None) => Some(CHUNK_BYTES),
             (BlobKind::Blob, Some(stored)) => {
                 // The whole of a blob needs no range, and some origins know none.
-                let end = stored.geometry().range(self.lease.end.saturating_sub(1)).end;
+                let end = stored
+                    .geometry()
+                    .range(self.lease.end.saturating_sub(1))
+                    .end;
                 (start > 0 || end < stored.size()).then_some(end)
             }
         };
-        self.parts.origins.read(&self.blob, self.kind, hint, start, end).await
+        self.parts
+            .origins
+            .read(&self.blob, self.kind, hint, start, end)
+            .await
     }
 
     /// Cuts the body into chunks; writes, signs and reports them.
     async fn take(&mut self, body: OriginBody) -> Result<(), End> {
-        let OriginBody { start, whole, size, mut stream } = body;
+        let OriginBody {
+            start,
+            whole,
+            size,
+            mut stream,
+        } = body;
         if self.slot.borrow().is_none() {
             let size = match size {
                 Some(size) => size,
@@ -156,12 +174,16 @@ impl Read {
         if whole && self.lease.end < geometry.chunks() {
             return Err(End::Origin(OriginFailure::NoRanges));
         }
-        let last_byte = geometry.range(self.lease.end.min(geometry.chunks()) - 1).end;
+        let last_byte = geometry
+            .range(self.lease.end.min(geometry.chunks()) - 1)
+            .end;
         let mut at = start;
         let mut writer = Writer::new(self, &stored);
         let mut gathered = BytesMut::new();
         while at < last_byte {
-            let Some(piece) = stream.next().await else { break };
+            let Some(piece) = stream.next().await else {
+                break;
+            };
             let piece = piece.map_err(|error| End::Origin(OriginFailure::from(&error)))?;
             let skip = first_byte.saturating_sub(at).min(piece.len() as u64);
             let keep = (last_byte - at).min(piece.len() as u64);
@@ -211,13 +233,20 @@ impl Read {
     }
 
     async fn sized(&self, size: u64) {
-        let event = Event::Sized { blob: self.blob, size };
+        let event = Event::Sized {
+            blob: self.blob,
+            size,
+        };
         let _ = self.parts.facts.send(Fact::Event(event)).await;
     }
 
     /// Waits until the blob can be stored.
     async fn stored(&mut self) -> Result<Arc<Blob>, End> {
-        let slot = self.slot.wait_for(Option::is_some).await.map_err(|_| End::Gone)?;
+        let slot = self
+            .slot
+            .wait_for(Option::is_some)
+            .await
+            .map_err(|_| End::Gone)?;
         slot.clone().ok_or(End::Gone)
     }
 }
@@ -296,11 +325,19 @@ impl Writer {
         let attestation = Attestation::sign(&self.parts.key, &blob, index, hash, len);
         let stored = Arc::clone(&self.stored);
         let committed = spawn_blocking(move || stored.commit_chunk(index, &attestation));
-        committed.await.map_err(|_| End::Gone)?.map_err(End::Store)?;
+        committed
+            .await
+            .map_err(|_| End::Gone)?
+            .map_err(End::Store)?;
         self.index += 1;
         self.offset = 0;
         self.report(true).await;
-        let event = Event::ChunkStored { from: None, blob, index, len };
+        let event = Event::ChunkStored {
+            from: None,
+            blob,
+            index,
+            len,
+        };
         let _ = self.parts.facts.send(Fact::Event(event)).await;
         Ok(())
     }
@@ -315,7 +352,11 @@ impl Writer {
         let blob = self.stored.digest();
         self.parts.metrics.bytes_from_origin.add(bytes);
         self.parts.tallies.add_origin(blob, bytes);
-        let event = Event::OriginProgress { blob, lease: self.lease.id, bytes };
+        let event = Event::OriginProgress {
+            blob,
+            lease: self.lease.id,
+            bytes,
+        };
         let _ = self.parts.facts.send(Fact::Event(event)).await;
     }
 

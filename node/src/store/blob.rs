@@ -426,7 +426,10 @@ impl Blob {
     /// back until its digest has matched.
     pub(super) fn sight(&self, at: u64, end: u64) -> Sight {
         let view = self.view();
-        let visible = match (view.state, view.have.next_clear(self.geometry().index_of(at))) {
+        let visible = match (
+            view.state,
+            view.have.next_clear(self.geometry().index_of(at)),
+        ) {
             (BlobState::Complete, _) => self.size(),
             (BlobState::Partial, None) => self.size().saturating_sub(1),
             (BlobState::Partial, Some(index)) => {
@@ -451,7 +454,8 @@ impl Blob {
         {
             return Err(error.clone());
         }
-        let chunks = self.geometry().index_of(read.start)..=self.geometry().index_of(read.end.max(1) - 1);
+        let chunks =
+            self.geometry().index_of(read.start)..=self.geometry().index_of(read.end.max(1) - 1);
         if !read.is_empty() && view.changed_since(seen.epoch, chunks) {
             return Err(PullError::Corrupt(format!(
                 "bytes of {} that were already sent turned out to be wrong; pull again",
