@@ -579,7 +579,7 @@ impl Core {
     fn drain_membership(&mut self) {
         for output in self.membership.take_outputs() {
             match output {
-                Output::Send(peer, message) => self.ctx.send(peer, message),
+                Output::Send(peer, message) => self.ctx.send(peer, *message),
                 Output::Up(peer) => {
                     if !self.ctx.banned.contains(&peer) {
                         let id = self.ctx.directory.id(peer);

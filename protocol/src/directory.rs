@@ -61,18 +61,14 @@ impl Directory {
         let mut record = record.clone();
         record.addresses.truncate(ADDRESSES_MAX);
         let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        match table.numbers.get(&record.id).copied() {
-            Some(peer) => {
-                table.records[peer.0 as usize] = Arc::new(record);
-                peer
-            }
-            None => {
-                let peer = Peer(table.records.len() as u32);
-                table.numbers.insert(record.id, peer);
-                table.records.push(Arc::new(record));
-                peer
-            }
+        if let Some(peer) = table.numbers.get(&record.id).copied() {
+            table.records[peer.0 as usize] = Arc::new(record);
+            return peer;
         }
+        let peer = Peer(table.records.len() as u32);
+        table.numbers.insert(record.id, peer);
+        table.records.push(Arc::new(record));
+        peer
     }
 
     /// The number of a node of which nothing but its key is known yet.

@@ -84,7 +84,7 @@ impl foca::Codec<Id> for SwimCodec {
 /// What membership wants done or known.
 #[derive(Debug)]
 pub(crate) enum Output {
-    Send(Peer, Message),
+    Send(Peer, Box<Message>),
     Up(Peer),
     Down(Peer),
 }
@@ -120,10 +120,8 @@ impl Runtime<Id> for Effects {
 
     fn send_to(&mut self, to: Id, data: &[u8]) {
         let peer = self.directory.intern(&to.0);
-        self.outputs.push(Output::Send(
-            peer,
-            Message::Swim(Bytes::copy_from_slice(data)),
-        ));
+        let packet = Message::Swim(Bytes::copy_from_slice(data));
+        self.outputs.push(Output::Send(peer, Box::new(packet)));
     }
 
     fn submit_after(&mut self, event: Timer<Id>, after: Duration) {
@@ -294,7 +292,7 @@ impl Membership {
         let hash = self.hash();
         self.effects
             .outputs
-            .push(Output::Send(peer, Message::MembersHash(hash)));
+            .push(Output::Send(peer, Box::new(Message::MembersHash(hash))));
     }
 
     /// Independent of order: the sum of a hash of each live member and of this node.
@@ -333,7 +331,7 @@ impl Membership {
                 page: page.to_vec(),
                 reply,
             };
-            self.effects.outputs.push(Output::Send(to, message));
+            self.effects.outputs.push(Output::Send(to, Box::new(message)));
         }
     }
 }

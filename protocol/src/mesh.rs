@@ -377,7 +377,7 @@ impl Mesh {
     }
 
     fn request(&mut self, ctx: &mut Ctx, chunk: u32, peer: Peer) {
-        let timeout = self.request_timeout(ctx, peer);
+        let timeout = Self::request_timeout(ctx, peer);
         let flight = Flight {
             peer,
             sent: ctx.now,
@@ -397,7 +397,7 @@ impl Mesh {
 
     /// No progress for so long means that the peer is stalled. Both its speed and our own count:
     /// a timer that ignores our own backlog makes one chunk in ten come twice on slow nodes [sim].
-    fn request_timeout(&self, ctx: &mut Ctx, peer: Peer) -> Duration {
+    fn request_timeout(ctx: &mut Ctx, peer: Peer) -> Duration {
         let own = ctx.chunk_time.get();
         let theirs = ctx.link(peer).chunk_time.get();
         (own.max(theirs) * 4).clamp(ctx.config.request_timeout, REQUEST_TIMEOUT_MAX)
@@ -432,7 +432,7 @@ impl Mesh {
     }
 
     pub(crate) fn progress(&mut self, ctx: &mut Ctx, from: Peer, chunk: u32) {
-        let timeout = self.request_timeout(ctx, from);
+        let timeout = Self::request_timeout(ctx, from);
         if let Some(flight) = self.flight(from, chunk) {
             flight.deadline = ctx.now + timeout;
         }
@@ -449,7 +449,7 @@ impl Mesh {
     }
 
     pub(crate) fn queued(&mut self, ctx: &mut Ctx, from: Peer, chunk: u32, delay: Duration) {
-        let timeout = self.request_timeout(ctx, from);
+        let timeout = Self::request_timeout(ctx, from);
         let delay = delay.min(QUEUE_DELAY_MAX);
         ctx.link(from).busy_until = ctx.now + delay;
         if let Some(flight) = self.flight(from, chunk) {

@@ -14,7 +14,7 @@ use crate::{
     digest::Digest,
     directory::Peer,
     keeper,
-    limits::{CHUNK_BYTES, PROVIDERS_MAX},
+    limits::{BLOB_BYTES_MAX, CHUNK_BYTES, PROVIDERS_MAX},
     message::{BlobKind, Lease, LeaseId, LeaseReport, Message, OriginFailure},
     reference::Upstream,
     time::{Duration, Time},
@@ -178,7 +178,7 @@ impl Steward {
         }
         for joiner in self.joiners.values() {
             if !joiner.silent {
-                at = at.min(joiner.heard + self.silence(ctx));
+                at = at.min(joiner.heard + Self::silence(ctx));
             }
             if let Some((_, _, again)) = joiner.failure
                 && again > self.ticked_at
@@ -206,7 +206,7 @@ impl Steward {
     }
 
     /// A joiner that repeats its join every 2 seconds is silent after half a second more.
-    fn silence(&self, ctx: &Ctx) -> Duration {
+    fn silence(ctx: &Ctx) -> Duration {
         ctx.config.join_interval + Duration::from_millis(600)
     }
 
@@ -226,7 +226,7 @@ impl Steward {
         if !self.acting {
             return;
         }
-        let silence = self.silence(ctx);
+        let silence = Self::silence(ctx);
         let mut recount = false;
         for joiner in self.joiners.values_mut() {
             if !joiner.silent && ctx.now.since(joiner.heard) >= silence {
@@ -330,7 +330,7 @@ impl Steward {
     }
 
     fn learn_size(&mut self, size: Option<u64>) -> bool {
-        let Some(size) = size.filter(|_| self.size.is_none()) else {
+        let Some(size) = size.filter(|size| self.size.is_none() && *size <= BLOB_BYTES_MAX) else {
             return false;
         };
         self.size = Some(size);
@@ -697,7 +697,7 @@ impl Steward {
         if self.whole {
             streams = streams.min(1);
         }
-        let far_end = self.from_far_end(ctx) && !self.whole;
+        let far_end = self.begins_at_far_end(ctx) && !self.whole;
         while (self.grants.len() as u16) < streams {
             let Some((first, wanted_by)) = self.next_range(&leased, far_end) else {
                 break;
@@ -763,7 +763,7 @@ impl Steward {
 
     /// Where views differ two nodes may act: the one that was asked to take over begins at the
     /// far end, so that the two meet in the middle instead of reading everything twice.
-    fn from_far_end(&self, ctx: &Ctx) -> bool {
+    fn begins_at_far_end(&self, ctx: &Ctx) -> bool {
         self.takeover_until > ctx.now && ctx.stewards(&self.blob).first() != Some(&ctx.me)
     }
 

@@ -184,7 +184,7 @@ impl Tags {
                 question.unsure = Some(failure);
                 self.ask_around(ctx, key);
             }
-            answer => {
+            answer @ (TagAnswer::Fresh(_) | TagAnswer::Stale(..) | TagAnswer::Failed(_)) => {
                 self.questions.remove(&key);
                 ctx.act(Action::TagResolved { key, answer });
             }
@@ -228,9 +228,10 @@ impl Tags {
             }
             return;
         };
-        let reason = match &unsure {
-            TagFailure::Unreachable(reason) => reason.clone(),
-            _ => "the origin is limiting its clients".to_owned(),
+        let reason = if let TagFailure::Unreachable(reason) = &unsure {
+            reason.clone()
+        } else {
+            "the origin is limiting its clients".to_owned()
         };
         let answer = agreed
             .filter(|answer| !matches!(answer, TagAnswer::Failed(_)))

@@ -81,23 +81,16 @@ pub fn encode_message(message: Message<Peer>, directory: &Directory) -> Vec<u8> 
 /// Reads a control message and checks the bounds that do not depend on who receives it.
 pub fn decode_message(bytes: &[u8], directory: &Directory) -> Result<Message<Peer>, WireError> {
     let message: WireMessage = decode(bytes)?;
-    let bitfield = match &message {
-        Message::Join { have, .. } | Message::Offer { have, .. } => Some(have),
-        _ => None,
-    };
-    if bitfield.is_some_and(|have| !have.is_well_formed()) {
+    if let Message::Join { have, .. } | Message::Offer { have, .. } = &message
+        && !have.is_well_formed()
+    {
         return Err(WireError::OutOfBounds("bitfield"));
     }
-    match &message {
-        Message::Members { page, .. }
-            if page.len() > MEMBER_PAGE_MAX
-                || page
-                    .iter()
-                    .any(|entry| entry.peer.addresses.len() > ADDRESSES_MAX) =>
-        {
-            return Err(WireError::OutOfBounds("member page"));
-        }
-        _ => {}
+    if let Message::Members { page, .. } = &message
+        && (page.len() > MEMBER_PAGE_MAX
+            || page.iter().any(|entry| entry.peer.addresses.len() > ADDRESSES_MAX))
+    {
+        return Err(WireError::OutOfBounds("member page"));
     }
     Ok(message.map_peers(|record| directory.intern(&record)))
 }
