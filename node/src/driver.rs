@@ -295,22 +295,7 @@ impl Driver {
                 result,
             } => self.opened(blob, kind, hint, result),
             Fact::Event(event) => {
-                match &event {
-                    Event::ChunkStored {
-                        from, blob, len, ..
-                    } => {
-                        self.parts.metrics.chunks_stored.increment();
-                        if from.is_some() {
-                            self.parts.metrics.bytes_from_peers.add(u64::from(*len));
-                            self.parts.tallies.add_peers(*blob, u64::from(*len));
-                        }
-                    }
-                    Event::ChunkRejected { .. } => self.parts.metrics.chunks_rejected.increment(),
-                    Event::OriginEnded { blob, lease, .. } => {
-                        self.reads.remove(&(*blob, *lease));
-                    }
-                    _ => {}
-                }
+                self.count(&event);
                 self.event(event);
             }
             Fact::StoreFailed { blob, error } => self.store_failed(blob, &error),
@@ -348,6 +333,25 @@ impl Driver {
                 let known = self.parts.store.tag(&key);
                 self.event(Event::TagAsked { key, result, known });
             }
+        }
+    }
+
+    /// Keeps the books on what tasks report.
+    fn count(&mut self, event: &Event) {
+        let metrics = &self.parts.metrics;
+        if let Event::ChunkStored {
+            from, blob, len, ..
+        } = event
+        {
+            metrics.chunks_stored.increment();
+            if from.is_some() {
+                metrics.bytes_from_peers.add(u64::from(*len));
+                self.parts.tallies.add_peers(*blob, u64::from(*len));
+            }
+        } else if let Event::ChunkRejected { .. } = event {
+            metrics.chunks_rejected.increment();
+        } else if let Event::OriginEnded { blob, lease, .. } = event {
+            self.reads.remove(&(*blob, *lease));
         }
     }
 

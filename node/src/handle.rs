@@ -324,13 +324,11 @@ impl Content for Handle {
         if let Ok(Some(stored)) = stored.await {
             return Ok(stored.size());
         }
-        match self.known_size(&digest) {
-            Some(size) => Ok(size),
-            None => {
-                let size = self.0.parts.origins.blob_size(&digest, &hint).await;
-                size.map_err(|error| PullError::from(&error))
-            }
+        if let Some(size) = self.known_size(&digest) {
+            return Ok(size);
         }
+        let size = self.0.parts.origins.blob_size(&digest, &hint).await;
+        size.map_err(|error| PullError::from(&error))
     }
 
     async fn tags(&self, hint: Hint) -> Result<Vec<Tag>, PullError> {

@@ -12,6 +12,7 @@ use rand::{TryRng as _, rngs::SysRng};
 use shoal_protocol::{
     core::Core,
     directory::{Directory, NodeRecord},
+    reference::Upstream,
 };
 use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::sync::CancellationToken;
@@ -173,7 +174,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Node
     let handle = Handle::new(Arc::clone(&parts), demands);
     let driver = Driver::new(parts, core);
     let options = MirrorOptions {
-        default_upstream: Default::default(),
+        default_upstream: Upstream::default(),
         aliases,
         metrics,
     };

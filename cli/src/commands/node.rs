@@ -170,10 +170,10 @@ mod tests {
             .try_get_matches_from(words.chain(arguments.iter().map(OsString::from)))
             .unwrap();
         let cli = Cli::from_arg_matches(&matches).unwrap();
-        match cli.command {
-            Command::Node(args) => args.into_raw(cli.log).unwrap(),
-            _ => unreachable!(),
-        }
+        let Command::Node(args) = cli.command else {
+            unreachable!()
+        };
+        args.into_raw(cli.log).unwrap()
     }
 
     #[test]

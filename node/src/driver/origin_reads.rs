@@ -152,9 +152,8 @@ impl Read {
             mut stream,
         } = body;
         if self.slot.borrow().is_none() {
-            let size = match size {
-                Some(size) => size,
-                None => return self.take_unsized(stream).await,
+            let Some(size) = size else {
+                return self.take_unsized(stream).await;
             };
             self.sized(size).await;
         }
