@@ -952,6 +952,7 @@ impl Core {
         if link.strikes >= max {
             link.strikes = 0;
             link.avoid_until = now + penalty;
+            link.shunned_until = link.avoid_until;
             let note = format!(
                 "{from:?} sent wrong bytes {max} times; not asked again for {} s",
                 penalty.as_secs()

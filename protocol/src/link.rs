@@ -27,6 +27,8 @@ pub(crate) struct Link {
     pub(crate) busy_until: Time,
     /// Not asked before this time: busy, stalled, or it sent wrong bytes.
     pub(crate) avoid_until: Time,
+    /// Until then it does not count as having anything: it stalled, or sent wrong bytes.
+    pub(crate) shunned_until: Time,
     /// Requests that it left unanswered in a row.
     pub(crate) stalls: u32,
     /// Chunks with wrong bytes.

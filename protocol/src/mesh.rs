@@ -520,6 +520,7 @@ impl Mesh {
             let link = ctx.link(peer);
             if link.is_usable(now) {
                 link.avoid_until = now + penalty * (1 << link.stalls.min(4));
+                link.shunned_until = link.avoid_until;
                 link.stalls += 1;
             }
         }
@@ -601,14 +602,21 @@ impl Mesh {
             return;
         }
         // What a neighbour has need not come from the origin a second time.
-        let near = |chunk: u32| self.have.contains(chunk) || self.availability[chunk as usize] > 0;
+        // One that is left alone, because it stalled or sent wrong bytes, does not count: the
+        // steward may well have granted the lease for that very reason.
+        let mut near = self.have.clone();
+        for (peer, neighbour) in &self.neighbours {
+            if ctx.links.get(peer).is_none_or(|link| link.shunned_until <= ctx.now) {
+                near.union_with(&neighbour.have);
+            }
+        }
         let end = lease.end.min(self.have.len());
         let auditing = self.phase == Phase::Auditing;
         let first = (lease.first..end).find(|chunk| {
             if auditing {
                 !self.have.contains(*chunk)
             } else {
-                !near(*chunk)
+                !near.contains(*chunk)
             }
         });
         let Some(first) = first else {
