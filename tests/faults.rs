@@ -275,10 +275,12 @@ fn a_lying_lease_holder_completes_no_response_and_is_banned_by_name() {
             !banned.is_empty()
         },
     );
+    // Each audit reads what the auditor had not read itself. The liar may be asked first, and then
+    // another node has to repeat what it did.
     let copies = origin.copies(&image);
     assert!(
-        copies <= 2.2,
-        "a liar costs one more copy at most, not {copies:.2}"
+        copies <= 4.0,
+        "an audit reads one more copy, and there are two at most: {copies:.2}"
     );
 }
 
