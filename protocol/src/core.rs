@@ -1189,3 +1189,6 @@ fn origin_is_wrong() -> OriginFailure {
             .to_owned(),
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -331,7 +331,9 @@ impl Membership {
                 page: page.to_vec(),
                 reply,
             };
-            self.effects.outputs.push(Output::Send(to, Box::new(message)));
+            self.effects
+                .outputs
+                .push(Output::Send(to, Box::new(message)));
         }
     }
 }

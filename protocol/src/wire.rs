@@ -88,7 +88,9 @@ pub fn decode_message(bytes: &[u8], directory: &Directory) -> Result<Message<Pee
     }
     if let Message::Members { page, .. } = &message
         && (page.len() > MEMBER_PAGE_MAX
-            || page.iter().any(|entry| entry.peer.addresses.len() > ADDRESSES_MAX))
+            || page
+                .iter()
+                .any(|entry| entry.peer.addresses.len() > ADDRESSES_MAX))
     {
         return Err(WireError::OutOfBounds("member page"));
     }
