@@ -1190,3 +1190,6 @@ fn origin_is_wrong() -> OriginFailure {
             .to_owned(),
     )
 }
+
+#[cfg(test)]
+mod tests;

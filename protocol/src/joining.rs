@@ -55,12 +55,14 @@ impl Joining {
                 to: steward,
                 takeover,
             });
-            let since = *self.unanswered.entry(steward).or_insert(ctx.now);
-            let silent = ctx.now.since(since) >= ctx.config.takeover_after;
-            if !silent && (rank == 0 || takeover) {
-                waiting = true;
+            // The others only listen: their silence means nothing until they are asked to act.
+            if rank > 0 && !takeover {
+                self.unanswered.remove(&steward);
+                continue;
             }
-            takeover = silent && (rank == 0 || takeover);
+            let since = *self.unanswered.entry(steward).or_insert(ctx.now);
+            takeover = ctx.now.since(since) >= ctx.config.takeover_after;
+            waiting |= !takeover;
         }
         self.last_sent = ctx.now;
         let pause = if waiting || takeover {

@@ -571,10 +571,11 @@ impl Mesh {
         self.have = have;
         self.fresh.clear();
         self.progress_at = ctx.now;
-        // The neighbours hear what is left: an offer replaces what they knew.
+        // The neighbours hear what is left, and say what they have: they did not tell of chunks
+        // that were here when they got theirs.
         let neighbours: Vec<Peer> = self.neighbours.keys().copied().collect();
         for peer in neighbours {
-            self.offer(ctx, peer, true);
+            self.offer(ctx, peer, false);
         }
     }
 

@@ -1,0 +1,12 @@
+//! What the exchange promises, in small worlds in virtual time.
+
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a test picks the one action that it is about"
+)]
+
+mod blame;
+mod chaos;
+mod pulls;
+mod tags;
+mod world;

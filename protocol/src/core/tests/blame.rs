@@ -1,0 +1,157 @@
+//! Who is to blame when the whole does not have its digest.
+
+use super::world::{MS, Origin, SECOND, World, blob};
+use crate::{
+    event::{Action, Event},
+    message::Message,
+};
+
+fn audits(world: &World) -> Vec<usize> {
+    let drops = |action: &Action| matches!(action, Action::DropForeign { .. }).then_some(());
+    world
+        .logged(drops)
+        .into_iter()
+        .map(|(_, node, ())| node)
+        .collect()
+}
+
+/// Five nodes, of which one signs wrong bytes; the others have pulled the blob all the same.
+fn with_a_liar() -> (World, usize) {
+    let mut world = World::new(5);
+    let ranks = world.ranks(blob(1));
+    let liar = (0..5).find(|node| !ranks.contains(node)).unwrap();
+    world.nodes[liar].origin = Origin::Lies;
+    for node in 0..5 {
+        world.pull(node, blob(1), 40);
+    }
+    let honest = move |world: &World| (0..5).all(|n| n == liar || world.has_all(n, blob(1)));
+    assert!(
+        world.run_until(SECOND * 30, honest).is_some(),
+        "a liar stops the others"
+    );
+    (world, liar)
+}
+
+#[test]
+fn one_audit_serves_all_and_the_wrong_chunks_are_dropped() {
+    let (world, liar) = with_a_liar();
+    let auditors = audits(&world);
+    assert_eq!(auditors.len(), 1, "auditors: {auditors:?}");
+    assert_ne!(auditors[0], liar);
+    let drops = |action: &Action| matches!(action, Action::DropDiffering { .. }).then_some(());
+    let mut dropped: Vec<usize> = world
+        .logged(drops)
+        .into_iter()
+        .map(|(_, node, ())| node)
+        .collect();
+    dropped.sort_unstable();
+    dropped.dedup();
+    assert!(dropped.len() >= 3, "only {dropped:?} drop what is wrong");
+    // The auditor reads what others read, and what is dropped comes from it.
+    assert!(world.read(blob(1)) <= 80 + 10, "{}", world.read(blob(1)));
+}
+
+#[test]
+fn a_liar_is_banned_once_by_everyone_and_heard_no_more() {
+    let (mut world, liar) = with_a_liar();
+    world.run(SECOND);
+    let peer = world.nodes[liar].peer;
+    let banned = |action: &Action| match action {
+        Action::Ban { peer, .. } => Some(*peer),
+        _ => None,
+    };
+    let mut bans: Vec<_> = world
+        .logged(banned)
+        .into_iter()
+        .map(|(_, node, whom)| (node, whom))
+        .collect();
+    bans.sort_unstable();
+    let expected: Vec<_> = (0..5)
+        .filter(|node| *node != liar)
+        .map(|node| (node, peer))
+        .collect();
+    assert_eq!(bans, expected);
+    let proofs = |action: &Action| match action {
+        Action::Send {
+            message: Message::Proof { .. },
+            to,
+        } => Some(*to),
+        _ => None,
+    };
+    assert!(!world.logged(proofs).is_empty());
+
+    let node = usize::from(liar == 0);
+    let before = world.log.len();
+    let (blob, index) = (blob(1), 0);
+    let request = Message::Request { blob, index };
+    world.handle(
+        node,
+        Event::Message {
+            from: peer,
+            message: request,
+        },
+    );
+    let answered = world.log[before..].iter().any(|(_, _, action)| {
+        matches!(action, Action::SendChunk { to, .. } | Action::Send { to, .. } if *to == peer)
+    });
+    assert!(!answered, "a banned peer is served");
+}
+
+#[test]
+fn a_proof_of_a_lie_goes_to_every_member_and_counts_once() {
+    let mut world = World::new(4);
+    let (blob, index) = (blob(1), 0);
+    let attestation = world.lie(3, blob, index);
+    let signer = world.id(3);
+    for _ in 0..2 {
+        world.handle(
+            0,
+            Event::Lied {
+                signer,
+                blob,
+                index,
+                attestation,
+            },
+        );
+    }
+    let bans = world.logged(|action| matches!(action, Action::Ban { .. }).then_some(()));
+    assert_eq!(bans.len(), 1);
+    let mut told: Vec<usize> = world
+        .logged(|action| match action {
+            Action::Send {
+                message: Message::Proof { .. },
+                to,
+            } => Some(*to),
+            _ => None,
+        })
+        .into_iter()
+        .map(|(_, _, to)| world.number(to))
+        .collect();
+    told.sort_unstable();
+    assert_eq!(told, [1, 2]);
+    world.run(MS * 10);
+    assert!(
+        world.nodes[1].core.banned().is_empty(),
+        "believed without the blob to check it"
+    );
+}
+
+#[test]
+fn an_origin_whose_bytes_are_wrong_fails_the_pull_after_two_audits() {
+    let mut world = World::new(4);
+    for node in 0..4 {
+        world.nodes[node].origin = Origin::Lies;
+        world.pull(node, blob(1), 8);
+    }
+    let failed = |action: &Action| matches!(action, Action::Failed { .. }).then_some(());
+    let all = |world: &World| world.logged(failed).len() >= 4;
+    assert!(
+        world.run_until(SECOND * 60, all).is_some(),
+        "{:?}",
+        world.logged(failed)
+    );
+    assert_eq!(audits(&world).len(), 2);
+    let discards = world.logged(|action| matches!(action, Action::Discard { .. }).then_some(()));
+    assert_eq!(discards.len(), 2, "those that did not audit keep nothing");
+    assert!(world.nodes.iter().all(|node| node.core.banned().is_empty()));
+}

@@ -1,0 +1,147 @@
+//! Whose word about a tag is taken.
+
+use super::world::{SECOND, World, blob, hint};
+use crate::{
+    directory::NodeId,
+    event::{Action, Event},
+    message::{TagAnswer, TagFailure, TagKey, TagRecord},
+};
+
+fn key(number: usize) -> TagKey {
+    let hint = hint();
+    TagKey {
+        upstream: hint.upstream,
+        repository: hint.repository,
+        tag: format!("v{number}").parse().unwrap(),
+    }
+}
+
+fn record(number: u8) -> TagRecord {
+    TagRecord {
+        digest: blob(number),
+        asked_at: 0,
+        asked_by: NodeId([number; 32]),
+    }
+}
+
+fn asked(world: &World) -> Vec<usize> {
+    let asks = |action: &Action| matches!(action, Action::AskOrigin { .. }).then_some(());
+    world
+        .logged(asks)
+        .into_iter()
+        .map(|(_, node, ())| node)
+        .collect()
+}
+
+fn resolve(world: &mut World, node: usize, key: &TagKey) -> TagAnswer {
+    let (key, known) = (key.clone(), None);
+    world.event(node, Event::ResolveTag { key, known });
+    let answer = |action: &Action| match action {
+        Action::TagResolved { answer, .. } => Some(answer.clone()),
+        _ => None,
+    };
+    let before = world.logged(answer).len();
+    world.run_until(SECOND * 20, |world| world.logged(answer).len() > before);
+    let mut answers = world.logged(answer);
+    assert_eq!(answers.len(), before + 1, "no answer");
+    let (_, by, answer) = answers.remove(before);
+    assert_eq!(by, node);
+    answer
+}
+
+/// A world and a tag whose signers are two other nodes than the first.
+fn signers(count: usize) -> (World, TagKey, Vec<usize>) {
+    for number in 0..100 {
+        let mut world = World::new(count);
+        let key = key(number);
+        resolve(&mut world, 0, &key);
+        let signers = asked(&world);
+        if !signers.contains(&0) {
+            let world = World::new(count);
+            return (world, key, signers);
+        }
+    }
+    panic!("no tag has other signers than the first node");
+}
+
+#[test]
+fn two_that_agree_are_believed() {
+    let (mut world, key, signers) = signers(4);
+    let answer = resolve(&mut world, 0, &key);
+    assert!(matches!(answer, TagAnswer::Fresh(record) if record.digest == blob(200)));
+    let mut by = asked(&world);
+    by.sort_unstable();
+    let mut expected = signers;
+    expected.sort_unstable();
+    assert_eq!(by, expected);
+    assert_eq!(by.len(), 2);
+}
+
+#[test]
+fn when_two_disagree_the_node_asks_the_origin_itself() {
+    let (mut world, key, signers) = signers(4);
+    world.nodes[signers[0]].tag = Ok(blob(66));
+    let answer = resolve(&mut world, 0, &key);
+    assert!(matches!(answer, TagAnswer::Fresh(record) if record.digest == blob(200)));
+    assert_eq!(asked(&world).iter().filter(|node| **node == 0).count(), 1);
+}
+
+#[test]
+fn many_questions_cost_the_origin_two() {
+    let (mut world, key, signers) = signers(6);
+    for node in (0..6).filter(|node| !signers.contains(node)) {
+        resolve(&mut world, node, &key);
+    }
+    assert_eq!(asked(&world).len(), 2, "{:?}", asked(&world));
+}
+
+fn outage(count: usize) -> World {
+    let mut world = World::new(count);
+    for node in &mut world.nodes {
+        node.tag = Err(TagFailure::Unreachable("no route".to_owned()));
+    }
+    world
+}
+
+#[test]
+fn in_an_outage_one_memory_is_not_enough() {
+    let mut world = outage(4);
+    world.nodes[2].tag_known = Some(record(7));
+    let answer = resolve(&mut world, 0, &key(0));
+    assert!(
+        matches!(answer, TagAnswer::Failed(TagFailure::Unreachable(_))),
+        "{answer:?}"
+    );
+}
+
+#[test]
+fn in_an_outage_two_memories_that_agree_are_believed() {
+    let mut world = outage(4);
+    world.nodes[2].tag_known = Some(record(7));
+    world.nodes[3].tag_known = Some(record(7));
+    let answer = resolve(&mut world, 0, &key(0));
+    assert!(
+        matches!(&answer, TagAnswer::Stale(record, _) if record.digest == blob(7)),
+        "{answer:?}"
+    );
+}
+
+#[test]
+fn in_an_outage_two_memories_that_differ_are_not() {
+    let mut world = outage(4);
+    world.nodes[2].tag_known = Some(record(7));
+    world.nodes[3].tag_known = Some(record(8));
+    let answer = resolve(&mut world, 0, &key(0));
+    assert!(matches!(answer, TagAnswer::Failed(_)), "{answer:?}");
+}
+
+#[test]
+fn in_a_swarm_of_two_the_other_is_believed() {
+    let mut world = outage(2);
+    world.nodes[1].tag_known = Some(record(7));
+    let answer = resolve(&mut world, 0, &key(0));
+    assert!(
+        matches!(&answer, TagAnswer::Stale(record, _) if record.digest == blob(7)),
+        "{answer:?}"
+    );
+}
