@@ -848,17 +848,8 @@ impl Core {
             return;
         };
         let Some(size) = mesh.size else { return };
-        mesh.phase = Phase::Complete;
+        mesh.finish(&mut self.ctx);
         self.holdings.insert(blob, (mesh.kind, size));
-        let full: Vec<Peer> = mesh
-            .neighbours
-            .iter()
-            .filter(|(_, neighbour)| neighbour.have.is_full())
-            .map(|(peer, _)| *peer)
-            .collect();
-        for peer in full {
-            mesh.remove_neighbour(peer);
-        }
         mesh.drop_leases(&mut self.ctx);
         self.announce(&[blob]);
         for peer in self.reporters.remove(&blob).unwrap_or_default() {

@@ -319,6 +319,19 @@ impl Mesh {
         }
     }
 
+    /// The whole has its digest. The neighbours hear it in full: announcements leave out what the
+    /// receiver has itself, and so never tell it that we have all.
+    pub(crate) fn finish(&mut self, ctx: &mut Ctx) {
+        self.phase = Phase::Complete;
+        let neighbours: Vec<Peer> = self.neighbours.keys().copied().collect();
+        for peer in neighbours {
+            self.offer(ctx, peer, true);
+            if self.neighbours[&peer].have.is_full() {
+                self.remove_neighbour(peer);
+            }
+        }
+    }
+
     fn announce_fresh(&mut self, ctx: &mut Ctx) {
         self.have_at = Time::NEVER;
         let fresh = std::mem::take(&mut self.fresh);
@@ -607,7 +620,11 @@ impl Mesh {
         // steward may well have granted the lease for that very reason.
         let mut near = self.have.clone();
         for (peer, neighbour) in &self.neighbours {
-            if ctx.links.get(peer).is_none_or(|link| link.shunned_until <= ctx.now) {
+            if ctx
+                .links
+                .get(peer)
+                .is_none_or(|link| link.shunned_until <= ctx.now)
+            {
                 near.union_with(&neighbour.have);
             }
         }

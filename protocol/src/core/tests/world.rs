@@ -81,6 +81,10 @@ pub(super) struct Node {
 }
 
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a few hundred of them live at once"
+)]
 enum Happening {
     Event(Event),
     Chunk {
