@@ -13,6 +13,9 @@ use crate::support::{MIB, machine};
 /// 100 MB/s, which two cores can encrypt, hash and check with room to spare.
 const LINK: u64 = 50;
 
+/// What growing from 2 to 16 nodes may cost.
+const SPREAD_MAX: f64 = 1.15;
+
 const LAYERS: [u64; 5] = [80 * MIB, 44 * MIB, 20 * MIB, 12 * MIB, 4 * MIB];
 
 fn mass_pull(nodes: usize, image: &Image) -> Duration {
@@ -33,25 +36,31 @@ fn mass_pull(nodes: usize, image: &Image) -> Duration {
     took
 }
 
+/// Longest over shortest.
+fn spread(times: &[(usize, Duration)]) -> f64 {
+    let seconds = || times.iter().map(|(_, time)| time.as_secs_f64());
+    seconds().fold(0.0, f64::max) / seconds().fold(f64::MAX, f64::min)
+}
+
 #[test]
 fn the_time_of_a_mass_pull_does_not_grow_with_the_number_of_nodes() {
     let _machine = machine();
     let image = Image::generate(2, &LAYERS);
-    let times: Vec<_> = [2, 4, 8, 16]
-        .into_iter()
-        .map(|nodes| (nodes, mass_pull(nodes, &image)))
-        .collect();
-    let seconds = || times.iter().map(|(_, time)| time.as_secs_f64());
-    let (shortest, longest) = (
-        seconds().fold(f64::MAX, f64::min),
-        seconds().fold(0.0, f64::max),
-    );
+    let mut times = [2, 4, 8, 16].map(|nodes| (nodes, mass_pull(nodes, &image)));
+    if spread(&times) > SPREAD_MAX {
+        // Other work on the machine makes a pull longer, never shorter: the better of two counts.
+        for (nodes, time) in &mut times {
+            *time = mass_pull(*nodes, &image).min(*time);
+        }
+    }
     assert!(
-        longest / shortest <= 1.15,
+        spread(&times) <= SPREAD_MAX,
         "longest over shortest: {:.3} {times:?}",
-        longest / shortest
+        spread(&times)
     );
 
+    let longest = times.iter().map(|(_, time)| time.as_secs_f64());
+    let longest = longest.fold(0.0, f64::max);
     let bound = image.bytes() as f64 / (LINK as f64 * 1e6 / 8.0);
     // TCP gets 94 % of a shaped link; what the exchange itself adds is the rest.
     assert!(
