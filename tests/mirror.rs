@@ -41,10 +41,12 @@ fn twenty_clients_asking_one_node_for_a_cold_blob_cost_one_fetch() {
     for result in results {
         assert_eq!(result, Ok(layer.size()));
     }
-    assert_eq!(
-        origin.bytes_of(&layer.digest),
-        layer.size(),
-        "the origin is read once"
+    // Nobody has named the blob's size, so that the first answer may hold a little too much.
+    let read = origin.bytes_of(&layer.digest);
+    assert!(
+        (layer.size()..=layer.size() + MIB).contains(&read),
+        "the origin is read once, not {read} bytes of {}",
+        layer.size()
     );
 }
 

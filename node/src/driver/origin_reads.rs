@@ -9,7 +9,7 @@ use shoal_protocol::{
     chunk::ChunkHash,
     digest::Digest,
     event::Event,
-    limits::CHUNK_BYTES,
+    limits::{CHUNK_BYTES, CHUNK_BYTES_MIN},
     message::{BlobKind, Hint, Lease, OriginFailure},
 };
 use tokio::{sync::watch, task::spawn_blocking};
@@ -94,6 +94,7 @@ impl Read {
         for hint in hints {
             match self.open(hint).await {
                 Ok(body) => {
+                    let body = self.fitting(body, hint).await?;
                     let outcome = self.take(body).await;
                     self.count(outcome.as_ref().err());
                     return outcome;
@@ -126,8 +127,8 @@ impl Read {
         let start = geometry.map_or(0, |geometry| geometry.range(self.lease.first).start);
         let end = match (self.kind, stored) {
             (BlobKind::Manifest, _) => None,
-            // The first chunk, however large it will turn out to be.
-            (BlobKind::Blob, None) => Some(CHUNK_BYTES),
+            // As much as any first chunk has; the answer tells how much it really is.
+            (BlobKind::Blob, None) => Some(CHUNK_BYTES_MIN),
             (BlobKind::Blob, Some(stored)) => {
                 // The whole of a blob needs no range, and some origins know none.
                 let end = stored
@@ -141,6 +142,23 @@ impl Read {
             .origins
             .read(&self.blob, self.kind, hint, start, end)
             .await
+    }
+
+    /// The first answer for a blob of unknown size tells its size, and so how long the first chunk
+    /// is: where that is more than was asked for, the chunk is asked for again as a whole.
+    async fn fitting(&mut self, body: OriginBody, hint: &Hint) -> Result<OriginBody, End> {
+        let (None, Some(size)) = (self.slot.borrow().clone(), body.size) else {
+            return Ok(body);
+        };
+        self.sized(size).await;
+        let first = self.stored().await?.geometry().range(0);
+        if body.whole || first.end <= CHUNK_BYTES_MIN {
+            return Ok(body);
+        }
+        drop(body);
+        self.open(hint)
+            .await
+            .map_err(|error| End::Origin(OriginFailure::from(&error)))
     }
 
     /// Cuts the body into chunks; writes, signs and reports them.
