@@ -42,6 +42,15 @@ pub(crate) struct Running {
     report_at: Time,
 }
 
+impl Running {
+    fn report(&self) -> LeaseReport {
+        let Self {
+            lease, next, bytes, ..
+        } = *self;
+        LeaseReport { lease, next, bytes }
+    }
+}
+
 /// Where this node stands with the blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -745,14 +754,7 @@ impl Mesh {
             }
             if running.next != before && from_origin {
                 running.report_at = ctx.now + ctx.config.report_interval;
-                let Running {
-                    steward,
-                    lease,
-                    next,
-                    bytes,
-                    ..
-                } = *running;
-                reports.push((steward, LeaseReport { lease, next, bytes }));
+                reports.push((running.steward, running.report()));
             }
         }
         for (steward, report) in reports {
@@ -768,14 +770,7 @@ impl Mesh {
             .filter(|running| running.report_at <= ctx.now)
         {
             running.report_at = ctx.now + ctx.config.report_interval;
-            let Running {
-                steward,
-                lease,
-                next,
-                bytes,
-                ..
-            } = *running;
-            reports.push((steward, LeaseReport { lease, next, bytes }));
+            reports.push((running.steward, running.report()));
         }
         for (steward, report) in reports {
             self.tell(ctx, steward, report, None);
@@ -820,19 +815,11 @@ impl Mesh {
                 (head < range.end && !expected).then_some(head)
             })
             .collect();
-        let leases: Vec<LeaseReport> = self
+        let leases = self
             .leases
             .values()
-            .map(
-                |Running {
-                     lease, next, bytes, ..
-                 }| LeaseReport {
-                    lease: *lease,
-                    next: *next,
-                    bytes: *bytes,
-                },
-            )
-            .collect();
+            .map(Running::report)
+            .collect::<Vec<_>>();
         let mut upstreams: Vec<_> = self
             .hints
             .iter()

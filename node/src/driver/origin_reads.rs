@@ -169,11 +169,8 @@ impl Read {
             size,
             mut stream,
         } = body;
-        if self.slot.borrow().is_none() {
-            let Some(size) = size else {
-                return self.take_unsized(stream).await;
-            };
-            self.sized(size).await;
+        if size.is_none() && self.slot.borrow().is_none() {
+            return self.take_unsized(stream).await;
         }
         let stored = self.stored().await?;
         let geometry = stored.geometry();
