@@ -2,6 +2,7 @@
 //! operators use.
 
 pub mod admin;
+mod buffers;
 pub mod clock;
 pub mod cluster;
 pub mod config;

@@ -30,7 +30,7 @@ use super::{
     },
     outbox::{ChunkJob, Mailbox, Outbox},
 };
-use crate::clock::Clock;
+use crate::{buffers::Buffer, clock::Clock};
 
 /// How much of a chunk is written before the write counts as traffic.
 const WRITE_BYTES: usize = 256 << 10;
@@ -143,7 +143,7 @@ impl Inlet {
                 continue;
             }
             unexpected = 0;
-            let mut bytes = vec![0; header.attestation.len as usize];
+            let mut bytes = Buffer::of(header.attestation.len as usize);
             let mut at = 0;
             let (mut told, mut told_at) = (0, self.activity.clock.now());
             while at < bytes.len() {
@@ -163,7 +163,7 @@ impl Inlet {
                     });
                 }
             }
-            let bytes = Bytes::from(bytes);
+            let bytes = bytes.freeze();
             let from = self.from;
             self.emit(NetworkEvent::Chunk {
                 from,

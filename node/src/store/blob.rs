@@ -10,7 +10,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, atomic::Ordering},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use shoal_protocol::{
     attest::Attestation,
     chunk::{Bitfield, Geometry},
@@ -28,7 +28,7 @@ use super::{
     sidecar::Sidecar,
     view::{Seen, Sight, View},
 };
-use crate::content::PullError;
+use crate::{buffers::Buffer, content::PullError};
 
 /// How many chunks of one blob can be written at once.
 const STRIPES: usize = 16;
@@ -395,7 +395,7 @@ impl Blob {
 
     /// Bytes of the file, checked or not.
     pub(super) fn read(&self, range: Range<u64>) -> io::Result<Bytes> {
-        let mut bytes = BytesMut::zeroed((range.end - range.start) as usize);
+        let mut bytes = Buffer::of((range.end - range.start) as usize);
         self.data.read_exact_at(&mut bytes, range.start)?;
         Ok(bytes.freeze())
     }
