@@ -9,9 +9,9 @@ use crate::support::registry::Registry;
 use crate::support::swarm::Swarm;
 use crate::support::{MIB, machine};
 
-/// The rate of every link, the registry's too, in Mbit/s. Sixteen of them fully used are
-/// 100 MB/s, which two cores can encrypt, hash and check with room to spare.
-const LINK: u64 = 50;
+/// The rate of every link, the registry's too, in Mbit/s. Sixteen of them fully used are 50 MB/s,
+/// which two cores can encrypt, hash and check, and the clients write, with room to spare.
+const LINK: u64 = 25;
 
 /// What growing from 2 to 16 nodes may cost.
 const SPREAD_MAX: f64 = 1.15;

@@ -33,6 +33,12 @@ use crate::{buffers::Buffer, content::PullError};
 /// How many chunks of one blob can be written at once.
 const STRIPES: usize = 16;
 
+/// Bytes written at once. The page cache takes as large a piece of memory for each write as it
+/// finds, and the largest are those that a virtual machine's host has yet to back: 2 GiB cost
+/// 0.16 CPU-s/GB in writes of 64 KiB, 0.43 in writes of 256 KiB, 1.40 in writes of 1 MiB. Where
+/// all memory is backed they cost the same.
+const WRITE_BYTES: usize = 64 << 10;
+
 /// Whether a blob's digest has matched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlobState {
@@ -520,11 +526,18 @@ impl Blob {
             // Nobody may begin to read the old bytes any more.
             self.view().ahead.remove(&index);
         }
-        let written = self.data.write_all_at(bytes, start);
+        let written = self.write(start, bytes);
         if differs {
             self.view().changed(index);
         }
         written.map_err(|error| self.io("write", index, error))
+    }
+
+    fn write(&self, start: u64, bytes: &[u8]) -> io::Result<()> {
+        let starts = (start..).step_by(WRITE_BYTES);
+        starts
+            .zip(bytes.chunks(WRITE_BYTES))
+            .try_for_each(|(at, piece)| self.data.write_all_at(piece, at))
     }
 
     /// Counts a chunk whose bytes are written and checked. The caller holds the stripe.
