@@ -164,6 +164,16 @@ impl Core {
         at.min(self.last_now + HEARTBEAT)
     }
 
+    /// Takes these nodes for members without asking or telling anyone, as a node that has been in
+    /// their cluster for a while: so a world of thousands need not boot. To be called before the
+    /// first [`handle`](Self::handle).
+    pub fn recall(&mut self, members: &[Peer]) {
+        self.membership.recall(self.ctx.now, members);
+        self.drain_membership();
+        self.ctx.actions.clear();
+        self.members_known();
+    }
+
     /// Takes in a fact and appends what is to be done about it.
     pub fn handle(&mut self, now: Time, event: Event, actions: &mut Vec<Action>) {
         self.ctx.now = now.max(self.ctx.now);

@@ -272,6 +272,16 @@ impl Membership {
         }
     }
 
+    /// Takes these nodes for members. Nobody is told: they know.
+    pub(crate) fn recall(&mut self, now: Time, members: &[Peer]) {
+        self.effects.now = now;
+        let directory = self.effects.directory.clone();
+        let updates = members
+            .iter()
+            .map(|peer| Member::alive(Id(directory.record(*peer))));
+        let _ = self.foca.apply_many(updates, false, &mut self.effects);
+    }
+
     pub(crate) fn take_outputs(&mut self) -> Vec<Output> {
         std::mem::take(&mut self.effects.outputs)
     }
