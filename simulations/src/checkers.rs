@@ -1,20 +1,36 @@
-//! What is watched while a world runs, apart from the world itself.
+//! What is watched while a world runs, apart from the world itself: at its links and disks, never
+//! from the machines' own counters.
 
-use shoal_protocol::core::Core;
+use shoal_protocol::{
+    core::Core,
+    message::{Lease, Message},
+};
 
-use crate::world::HostId;
+use crate::{
+    host::BlobIndex,
+    net::{Net, NodeIndex},
+    scenario::{Fault, Scenario},
+};
 
 /// More of the same would say nothing new.
 const KEPT_MAX: usize = 8;
+
+/// Bulk connections of a node at most.
+const BULK_MAX: usize = 64;
 
 #[derive(Debug, Default)]
 pub(crate) struct Checkers {
     /// What must not happen and did.
     pub(crate) violations: Vec<String>,
-    /// What the nodes said, and the faults that struck.
+    /// What the nodes said.
     pub(crate) notes: Vec<String>,
-    /// Bulk bytes in each second of the run: from the origin, and from all nodes.
-    pub(crate) moved: Vec<[u64; 2]>,
+    /// The faults that struck.
+    pub(crate) faults: Vec<String>,
+    /// Of them, those that struck while chunks were on their way.
+    pub(crate) faults_in_flight: usize,
+    may_refuse: bool,
+    /// Bytes that each node had sent when the pulls began.
+    pub(crate) settled_nanos: u64,
     pub(crate) streams_peak: usize,
     pub(crate) requests: u64,
     pub(crate) manifest_requests: u64,
@@ -23,9 +39,51 @@ pub(crate) struct Checkers {
     pub(crate) peer_bytes: u64,
     /// Bytes of chunks that came although nobody waited for them any more.
     pub(crate) wasted_bytes: u64,
+    pub(crate) swim_bytes: u64,
+    pub(crate) messages: u64,
+    pub(crate) rejected: u64,
+    pub(crate) mismatched: u64,
+    pub(crate) verified: u64,
+    pub(crate) bans: u64,
+    pub(crate) abandoned: u64,
+    pub(crate) gave_up: u64,
+    pub(crate) bulk_refused: u64,
+    pub(crate) bulk_peak: usize,
+    pub(crate) connections_peak: u32,
+    /// Bytes that the busiest uplink sent, by the bytes of one pull.
+    pub(crate) upload_most: f64,
 }
 
 impl Checkers {
+    pub(crate) fn new(scenario: &Scenario) -> Self {
+        Self {
+            may_refuse: scenario.may_refuse(),
+            ..Self::default()
+        }
+    }
+
+    /// The pulls begin.
+    pub(crate) fn began<M, T: Copy, E>(&mut self, _nodes: usize, _net: &Net<M, T, E>) {
+        self.swim_bytes = 0;
+        self.messages = 0;
+    }
+
+    pub(crate) fn ended<M, T: Copy, E>(
+        &mut self,
+        scenario: &Scenario,
+        nodes: usize,
+        net: &Net<M, T, E>,
+    ) {
+        let image: u64 = scenario.images.iter().map(|image| image.bytes).sum();
+        let most = (0..nodes).map(|node| net.sent_bulk(node)).max();
+        self.upload_most = most.unwrap_or_default() as f64 / image as f64;
+    }
+
+    /// Whether going on would show nothing new.
+    pub(crate) fn is_hopeless(&self) -> bool {
+        self.violations.len() >= KEPT_MAX
+    }
+
     pub(crate) fn violation(&mut self, what: String) {
         if self.violations.len() < KEPT_MAX {
             self.violations.push(what);
@@ -38,32 +96,43 @@ impl Checkers {
         }
     }
 
-    pub(crate) fn note(&mut self, nanos: u64, host: HostId, what: &str) {
+    pub(crate) fn note(&mut self, seconds: f64, host: NodeIndex, what: &str) {
         if self.notes.len() < KEPT_MAX {
             self.notes
-                .push(format!("{:.3} s: node {host}: {what}", nanos as f64 / 1e9));
+                .push(format!("{seconds:.3} s: node {host}: {what}"));
         }
     }
 
-    pub(crate) fn fault(&mut self, nanos: u64, host: HostId, what: &str) {
-        self.note(nanos, host, what);
+    pub(crate) fn fault(
+        &mut self,
+        seconds: f64,
+        victim: Option<NodeIndex>,
+        fault: Fault,
+        in_flight: bool,
+    ) {
+        self.faults_in_flight += usize::from(in_flight);
+        let whom = victim.map_or_else(String::new, |victim| format!(" node {victim}"));
+        self.faults.push(format!("{seconds:.3} s:{whom} {fault:?}"));
     }
 
-    pub(crate) fn invariants(&mut self, nanos: u64, host: HostId, core: &Core) {
+    pub(crate) fn invariants(&mut self, nanos: u64, host: NodeIndex, core: &Core) {
         if let Err(broken) = core.check() {
-            self.violation(format!(
-                "{:.3} s: node {host}: {broken}",
-                nanos as f64 / 1e9
-            ));
+            let seconds = nanos as f64 / 1e9;
+            self.violation(format!("{seconds:.3} s: node {host}: {broken}"));
         }
     }
 
-    pub(crate) fn moved(&mut self, second: usize, origin: bool, bytes: u64) {
-        if self.moved.len() <= second {
-            self.moved.resize(second + 1, [0; 2]);
+    pub(crate) fn control(&mut self, message: &Message, bytes: u64) {
+        self.messages += 1;
+        if matches!(
+            message,
+            Message::Swim(_) | Message::MembersHash(_) | Message::Members { .. }
+        ) {
+            self.swim_bytes += bytes;
         }
-        self.moved[second][usize::from(!origin)] += bytes;
     }
+
+    pub(crate) fn lease_read(&mut self, _blob: BlobIndex, _lease: &Lease) {}
 
     pub(crate) fn origin_request(&mut self, open: usize, manifest: bool) {
         self.streams_peak = self.streams_peak.max(open);
@@ -76,5 +145,30 @@ impl Checkers {
         if !expected {
             self.wasted_bytes += bytes;
         }
+    }
+
+    pub(crate) fn connections(&mut self, _host: NodeIndex, count: u32) {
+        self.connections_peak = self.connections_peak.max(count);
+    }
+
+    pub(crate) fn bulk(&mut self, host: NodeIndex, count: usize) {
+        self.bulk_peak = self.bulk_peak.max(count);
+        self.ensure(count <= BULK_MAX, || {
+            format!("node {host} has {count} bulk connections")
+        });
+    }
+
+    pub(crate) fn gave_up(&mut self, what: String) {
+        self.gave_up += 1;
+        if !self.may_refuse {
+            self.violation(what);
+        }
+    }
+
+    pub(crate) fn ban(&mut self, seconds: f64, host: NodeIndex, banned: NodeIndex, honest: bool) {
+        self.bans += 1;
+        self.ensure(!honest, || {
+            format!("{seconds:.3} s: node {host} bans node {banned}, which did not lie")
+        });
     }
 }

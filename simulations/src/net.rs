@@ -38,11 +38,11 @@ use std::collections::{BTreeMap, VecDeque};
 
 use rand::{RngExt as _, SeedableRng as _, rngs::Xoshiro256PlusPlus};
 
+pub(crate) use self::link::{NodeLinks, Place, Topology};
 use self::{
     link::{Link, Pipe, Unread},
     queue::Queue,
 };
-pub(crate) use self::link::{NodeLinks, Place, Topology};
 
 /// A node's place in the world.
 pub(crate) type NodeIndex = usize;
@@ -163,6 +163,9 @@ const CARD_BUFFER_BYTES: u64 = 128 << 10;
 /// The smallest frame: what TCP sends at once.
 const FRAME_BYTES_MIN: u64 = 16 << 10;
 
+/// A quarter of a stream's bytes is a frame up to here, a quarter of the largest chunk.
+const FRAME_SHARE_MAX: u64 = 1 << 20;
+
 /// Progress of a stream is told so often, as the daemon does.
 const PROGRESS: u64 = 100 * MILLISECOND;
 
@@ -170,6 +173,13 @@ const PROGRESS: u64 = 100 * MILLISECOND;
 const HANDSHAKE_CPU: u64 = MILLISECOND;
 
 const MSS: f64 = 1448.0;
+
+/// The side of a node that is on both.
+const NEUTRAL: u8 = u8::MAX;
+
+fn meet(a: u8, b: u8) -> bool {
+    a == b || a == NEUTRAL || b == NEUTRAL
+}
 
 /// The network of one world.
 #[derive(Debug)]
@@ -351,14 +361,12 @@ impl<M, T: Copy, E> Net<M, T, E> {
 
     /// One way, in nanoseconds.
     pub(crate) fn latency(&self, from: NodeIndex, to: NodeIndex) -> u64 {
-        self.base_latency(from, to)
-            + self.links[from].extra_latency
-            + self.links[to].extra_latency
+        self.base_latency(from, to) + self.links[from].extra_latency + self.links[to].extra_latency
     }
 
     /// Whether anything that one sends reaches the other.
     pub(crate) fn reaches(&self, from: NodeIndex, to: NodeIndex) -> bool {
-        self.links[from].side == self.links[to].side
+        meet(self.links[from].side, self.links[to].side)
     }
 
     /// The shared pipes between two nodes, in order, as (zone's?, which, direction).
@@ -554,7 +562,7 @@ impl<M, T: Copy, E> Net<M, T, E> {
         // With a slower receiver a frame is still no more than its quarter of the bytes.
         let bottom = up.min(self.links[to].down.rate());
         let frame = ((bottom / 1000.0) as u64)
-            .max(bytes / 4)
+            .max((bytes / 4).min(FRAME_SHARE_MAX))
             .clamp(FRAME_BYTES_MIN, 16 << 20);
         let stream = Stream {
             from: from as u32,
@@ -746,7 +754,8 @@ impl<M, T: Copy, E> Net<M, T, E> {
         let through = link.down.pass(self.now, size).max(self.now + slowest);
         let through = (through + link.extra_latency).max(link.bulk_delivered);
         link.bulk_delivered = through;
-        self.queue.push(through, Step::Through { slot, bytes, last });
+        self.queue
+            .push(through, Step::Through { slot, bytes, last });
     }
 
     /// The receiver reads a frame.
@@ -827,12 +836,22 @@ impl<M, T: Copy, E> Net<M, T, E> {
         cut
     }
 
-    /// Puts each node on a side; what crosses is lost. Says which streams were cut.
-    pub(crate) fn divide(&mut self, side: impl Fn(NodeIndex) -> u8) -> Vec<Cut<T>> {
+    /// Puts each node on a side; what crosses is lost. Whoever is `neutral` is on both. Says which
+    /// streams were cut.
+    pub(crate) fn divide(
+        &mut self,
+        side: impl Fn(NodeIndex) -> u8,
+        neutral: Option<NodeIndex>,
+    ) -> Vec<Cut<T>> {
         for (node, link) in self.links.iter_mut().enumerate() {
-            link.side = side(node);
+            link.side = if neutral == Some(node) {
+                NEUTRAL
+            } else {
+                side(node)
+            };
         }
-        self.cut(|from, to| side(from) != side(to))
+        let sides: Vec<u8> = self.links.iter().map(|link| link.side).collect();
+        self.cut(|from, to| !meet(sides[from], sides[to]))
     }
 
     fn cut(&mut self, broken: impl Fn(NodeIndex, NodeIndex) -> bool) -> Vec<Cut<T>> {

