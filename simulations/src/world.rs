@@ -164,7 +164,7 @@ impl World {
             origin: scenario.nodes,
             wanted: scenario.wanted(),
             liars: scenario.has_liars(),
-            check_every: if scenario.nodes > 64 { 1024 } else { 64 },
+            check_every: 64 + content.chunks() / 4,
             registry: Registry::new(&scenario.origin),
             scenario,
             directory,

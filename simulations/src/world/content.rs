@@ -79,6 +79,12 @@ impl Content {
         &self.blobs[usize::from(index)]
     }
 
+    /// How many chunks there are in all.
+    pub(crate) fn chunks(&self) -> u64 {
+        let chunks = |blob: &Blob| u64::from(blob.geometry().chunks());
+        self.blobs.iter().map(chunks).sum()
+    }
+
     /// The length of a chunk in bytes.
     pub(crate) fn chunk_len(&self, blob: BlobIndex, index: u32) -> u32 {
         self.blob(blob).geometry().len(index)
