@@ -127,9 +127,9 @@ impl Host {
         self.blobs[usize::from(blob)].as_deref_mut()
     }
 
-    /// Whether this host takes part and none of its own faults explains what it does.
-    pub(crate) fn is_honest(&self) -> bool {
-        self.lies.is_none()
+    /// Whether nobody waits for this host to end: it has ended, is gone, or is cast out.
+    pub(crate) fn is_over(&self) -> bool {
+        self.done_at.is_some() || self.state == State::Down || self.lies == Some(Lies::Leases)
     }
 
     /// Starts the process.

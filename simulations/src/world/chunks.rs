@@ -64,7 +64,8 @@ impl World {
         let has = self.hosts[from]
             .blob(blob)
             .is_some_and(|stored| stored.have.contains(index));
-        self.checkers.ensure(has, || {
+        // What an audit made a host drop may still be promised to someone.
+        self.checkers.ensure(has || self.liars, || {
             format!("node {from} sends chunk {index}, which it does not have")
         });
         let len = f64::from(self.content.chunk_len(blob, index));
@@ -86,6 +87,7 @@ impl World {
         let Some(stored) = self.hosts[from].blob(blob) else {
             return;
         };
+        let has = stored.have.contains(index);
         let signer = if stored.verified {
             Some(from)
         } else {
@@ -106,7 +108,7 @@ impl World {
             signer: signer.map_or(u32::MAX, |signer| signer as u32),
             bytes,
         };
-        if self.hosts[to].state == State::Down || !self.net.reaches(from, to) {
+        if !has || self.hosts[to].state == State::Down || !self.net.reaches(from, to) {
             self.unsent(tag);
         } else if self.bulk_stands(from, to, tag) {
             self.launch(tag);

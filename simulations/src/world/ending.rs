@@ -1,7 +1,7 @@
 //! How a world ends, and what is said of it.
 
 use super::World;
-use crate::{host::State, report::Report};
+use crate::report::Report;
 
 impl World {
     /// Whether everyone has what it wants, and nobody is to come back.
@@ -10,16 +10,13 @@ impl World {
             && self.hosts[..self.origin]
                 .iter()
                 .zip(&self.wanted)
-                .all(|(host, wanted)| {
-                    wanted.is_empty() || host.state == State::Down || host.done_at.is_some()
-                })
+                .all(|(host, wanted)| wanted.is_empty() || host.is_over())
     }
 
     pub(super) fn name_the_stuck(&mut self) {
         for id in 0..self.origin {
             let host = &self.hosts[id];
-            let over = host.state == State::Down || host.done_at.is_some();
-            if over || self.wanted[id].is_empty() {
+            if host.is_over() || self.wanted[id].is_empty() {
                 continue;
             }
             let missing: Vec<String> = host

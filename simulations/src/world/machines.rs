@@ -132,7 +132,7 @@ impl World {
             }
             Action::MemberDown(down) => {
                 let host = &self.hosts[down.0 as usize];
-                if host.state == State::Up && !host.victim {
+                if host.state == State::Up && !host.victim && !self.hosts[id].victim {
                     let seconds = self.seconds();
                     let what = format!("calls {down:?} dead, which is not");
                     self.checkers.note(seconds, id, &what);
