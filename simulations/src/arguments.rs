@@ -29,6 +29,12 @@ pub(crate) struct Arguments {
     /// One object for each run, on a line of its own.
     #[arg(long)]
     pub(crate) json: bool,
+    /// Runs so many random worlds on all cores until one breaks something.
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) swarm: Option<u64>,
+    /// The first seed of --swarm.
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    pub(crate) seed_from: u64,
     /// Names the scenarios.
     #[arg(long)]
     pub(crate) list: bool,
@@ -62,7 +68,7 @@ impl Arguments {
 /// What `--set` changes, for the message that lists them.
 const SETTINGS: &str = "nodes, up, down, rate (both), origin_rate, origin_stream_rate, \
     origin_streams, size, layers, equal_layers, parallel, warm, late, stagger, slow_share, loss, \
-    zones, racks, rack_oversubscribed, zone_oversubscribed, latency_us, first_byte, settled, \
+    zones, racks, rack_oversubscribed, zone_oversubscribed, latency_us, first_byte, settled, without (a fault, by its number), \
     degree, degree_max, outstanding_min, outstanding_bytes_max, outstanding_per_peer, \
     outstanding_window, upload_slots, upload_queue, rarest_sample, have_interval, \
     request_timeout, endgame_after, lease_time, lease_bytes_min, lease_bytes_max, streams_start, \
@@ -128,6 +134,12 @@ impl Scenario {
             }
             "first_byte" => self.origin.first_byte = ms,
             "settled" => self.settled = number != 0.0,
+            "without" => {
+                let fault = self.faults.get_mut(count);
+                fault
+                    .with_context(|| format!("there is no fault {count}"))?
+                    .left_out = true;
+            }
             "degree" => config.degree = count,
             "degree_max" => config.degree_max = count,
             "outstanding_min" => config.outstanding_min = count,

@@ -1,6 +1,8 @@
 //! What is watched while a world runs, apart from the world itself: at its links and disks, never
 //! from the machines' own counters.
 
+use std::collections::BTreeMap;
+
 use shoal_protocol::{
     core::Core,
     message::{Lease, Message},
@@ -28,7 +30,10 @@ pub(crate) struct Checkers {
     pub(crate) faults: Vec<String>,
     /// Of them, those that struck while chunks were on their way.
     pub(crate) faults_in_flight: usize,
+    pub(crate) struck_hard_in_flight: bool,
+    pub(crate) fault_kinds: BTreeMap<String, u64>,
     may_refuse: bool,
+    kept_max: usize,
     /// Bytes that each node had sent when the pulls began.
     pub(crate) settled_nanos: u64,
     pub(crate) streams_peak: usize,
@@ -58,6 +63,7 @@ impl Checkers {
     pub(crate) fn new(scenario: &Scenario) -> Self {
         Self {
             may_refuse: scenario.may_refuse(),
+            kept_max: KEPT_MAX,
             ..Self::default()
         }
     }
@@ -79,13 +85,18 @@ impl Checkers {
         self.upload_most = most.unwrap_or_default() as f64 / image as f64;
     }
 
+    /// The first thing that breaks ends the run.
+    pub(crate) fn stop_at_first(&mut self) {
+        self.kept_max = 1;
+    }
+
     /// Whether going on would show nothing new.
     pub(crate) fn is_hopeless(&self) -> bool {
-        self.violations.len() >= KEPT_MAX
+        self.violations.len() >= self.kept_max
     }
 
     pub(crate) fn violation(&mut self, what: String) {
-        if self.violations.len() < KEPT_MAX {
+        if self.violations.len() < self.kept_max {
             self.violations.push(what);
         }
     }
@@ -111,6 +122,8 @@ impl Checkers {
         in_flight: bool,
     ) {
         self.faults_in_flight += usize::from(in_flight);
+        self.struck_hard_in_flight |= in_flight && fault.is_hard();
+        *self.fault_kinds.entry(fault.kind().to_owned()).or_default() += 1;
         let whom = victim.map_or_else(String::new, |victim| format!(" node {victim}"));
         self.faults.push(format!("{seconds:.3} s:{whom} {fault:?}"));
     }

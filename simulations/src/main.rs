@@ -11,6 +11,7 @@ mod host;
 mod net;
 mod report;
 mod scenario;
+mod swarm;
 #[cfg(test)]
 mod tests;
 mod trace;
@@ -29,7 +30,15 @@ fn main() -> anyhow::Result<ExitCode> {
         for (name, about) in scenario::NAMES {
             println!("{name:16} {about}");
         }
+        println!(
+            "{:16} 5 to 60 nodes, and everything else as the seed draws it",
+            scenario::RANDOM
+        );
         return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(count) = arguments.swarm {
+        let sound = swarm::run(count, arguments.seed_from, |line| println!("{line}"));
+        return Ok(exit(sound));
     }
     let mut sound = true;
     for seed in arguments.seed..arguments.seed + arguments.seeds {
@@ -43,9 +52,13 @@ fn main() -> anyhow::Result<ExitCode> {
             print!("{report}");
         }
     }
-    Ok(if sound {
+    Ok(exit(sound))
+}
+
+fn exit(sound: bool) -> ExitCode {
+    if sound {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
-    })
+    }
 }

@@ -1,6 +1,6 @@
 //! What came of a run.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use serde::Serialize;
 
@@ -68,6 +68,10 @@ pub(crate) struct Report {
     pub(crate) faults: Vec<String>,
     /// Of the faults, those that struck while chunks were on their way.
     pub(crate) faults_in_flight: usize,
+    /// Whether a kill, a partition or a liar was among those.
+    pub(crate) struck_hard_in_flight: bool,
+    /// How many faults of each kind there were.
+    pub(crate) fault_kinds: BTreeMap<String, u64>,
     pub(crate) notes: Vec<String>,
     pub(crate) violations: Vec<String>,
     /// The command that runs it again.
@@ -150,6 +154,8 @@ impl Report {
             actions: trace.actions,
             faults: checkers.faults,
             faults_in_flight: checkers.faults_in_flight,
+            struck_hard_in_flight: checkers.struck_hard_in_flight,
+            fault_kinds: checkers.fault_kinds,
             notes: checkers.notes,
             violations: checkers.violations,
             replay: scenario.replay(),

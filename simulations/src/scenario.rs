@@ -3,13 +3,14 @@
 mod bound;
 mod faults;
 mod names;
+mod random;
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use shoal_protocol::{config::Config, time::Duration};
 
 pub(crate) use self::{
     faults::{Fault, Planned, Victim},
-    names::NAMES,
+    names::{NAMES, RANDOM},
 };
 
 /// A world before it runs. Rates in bytes per second.
@@ -233,6 +234,7 @@ impl Scenario {
         };
         self.faults
             .iter()
+            .filter(|planned| !planned.left_out)
             .map(|planned| last(planned.fault))
             .max()
             .unwrap_or_default()

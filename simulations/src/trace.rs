@@ -1,6 +1,8 @@
 //! A number that names a run: two runs that did anything differently have different ones.
 
-use shoal_protocol::{digest::Digest, event::Action};
+use std::collections::VecDeque;
+
+use shoal_protocol::{digest::Digest, event::Action, message::Message};
 
 /// Everything that the machines did so far, mixed into 128 bits. Not cryptographic: it tells runs
 /// apart, and costs nothing.
@@ -8,17 +10,50 @@ use shoal_protocol::{digest::Digest, event::Action};
 pub(crate) struct Trace {
     state: [u64; 2],
     pub(crate) actions: u64,
+    log: Option<Log>,
 }
+
+/// The last lines of what was done, for people.
+#[derive(Clone, Debug)]
+struct Log {
+    lines: VecDeque<String>,
+    most: usize,
+}
+
+/// Characters of a line of the log.
+const LINE: usize = 180;
 
 impl Trace {
     pub(crate) fn new() -> Self {
         Self {
             state: [0x6a09_e667_f3bc_c908, 0xbb67_ae85_84ca_a73b],
             actions: 0,
+            log: None,
         }
     }
 
-    pub(crate) fn word(&mut self, word: u64) {
+    /// From now on the last `most` lines are kept.
+    pub(crate) fn keep_lines(&mut self, most: usize) {
+        let lines = VecDeque::new();
+        self.log = Some(Log { lines, most });
+    }
+
+    /// What was kept.
+    pub(crate) fn into_lines(self) -> Vec<String> {
+        self.log.map_or_else(Vec::new, |log| log.lines.into())
+    }
+
+    /// Keeps a line, where lines are kept.
+    pub(crate) fn line(&mut self, text: impl FnOnce() -> String) {
+        if let Some(log) = &mut self.log {
+            if log.lines.len() >= log.most {
+                log.lines.pop_front();
+            }
+            log.lines.push_back(text().chars().take(LINE).collect());
+        }
+    }
+
+    fn word(&mut self, word: u64) {
         let [a, b] = self.state;
         let a = (a ^ word)
             .wrapping_mul(0x9e37_79b9_7f4a_7c15)
@@ -35,6 +70,9 @@ impl Trace {
     pub(crate) fn action(&mut self, now: u64, host: usize, action: &Action) {
         self.actions += 1;
         self.word(now);
+        if !is_routine(action) {
+            self.line(|| format!("{:10.6} s: node {host}: {action:?}", now as f64 / 1e9));
+        }
         let chunk = |blob: &Digest, index: u32| blob.prefix() ^ u64::from(index);
         let (kind, what) = match action {
             Action::Send { to, message } => (
@@ -77,5 +115,37 @@ impl Trace {
     /// The name of the run, in hexadecimal.
     pub(crate) fn name(&self) -> String {
         format!("{:016x}", self.state[0] ^ self.state[1].rotate_left(32))
+    }
+}
+
+/// What happens all the time and says little.
+fn is_routine(action: &Action) -> bool {
+    match action {
+        Action::Send { message, .. } => matches!(
+            message,
+            Message::Swim(_)
+                | Message::MembersHash(_)
+                | Message::Members { .. }
+                | Message::Have { .. }
+                | Message::Queued { .. }
+        ),
+        Action::Expect { .. } | Action::Unexpect { .. } => true,
+        Action::SendChunk { .. }
+        | Action::ReadOrigin { .. }
+        | Action::StopOrigin { .. }
+        | Action::Sized { .. }
+        | Action::Failed { .. }
+        | Action::Discard { .. }
+        | Action::DropForeign { .. }
+        | Action::DropDiffering { .. }
+        | Action::SendHashes { .. }
+        | Action::CheckChunk { .. }
+        | Action::CheckProof { .. }
+        | Action::AskOrigin { .. }
+        | Action::TagResolved { .. }
+        | Action::Ban { .. }
+        | Action::MemberUp(_)
+        | Action::MemberDown(_)
+        | Action::Note(_) => false,
     }
 }

@@ -187,6 +187,21 @@ impl World {
 
     /// Runs the scenario to its end.
     pub(crate) fn run(mut self) -> Report {
+        self.live();
+        self.report()
+    }
+
+    /// Runs the scenario until something breaks; tells the last things that were done before.
+    pub(crate) fn run_logged(mut self, lines: usize) -> Vec<String> {
+        self.trace.keep_lines(lines);
+        self.checkers.stop_at_first();
+        self.live();
+        let mut told = self.trace.into_lines();
+        told.extend(self.checkers.violations);
+        told
+    }
+
+    fn live(&mut self) {
         self.boot();
         self.begin();
         let patience = self.scenario.patience().as_nanos() as u64;
@@ -194,7 +209,6 @@ impl World {
         if !ended {
             self.name_the_stuck();
         }
-        self.report()
     }
 
     /// Runs until the condition holds, asked now and then; `false` when the time was up first.
@@ -202,10 +216,13 @@ impl World {
         let mut look_at = 0;
         loop {
             if self.net.now() >= look_at {
-                if done(self) || self.checkers.is_hopeless() {
+                if done(self) {
                     return true;
                 }
                 look_at = self.net.now() + LOOK;
+            }
+            if self.checkers.is_hopeless() {
+                return true;
             }
             match self.net.next(limit) {
                 Some(fact) => self.happen(fact),

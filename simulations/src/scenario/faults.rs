@@ -8,6 +8,8 @@ pub(crate) struct Planned {
     pub(crate) at_share: f64,
     pub(crate) fault: Fault,
     pub(crate) victim: Victim,
+    /// Not to happen after all: a smaller world is looked for.
+    pub(crate) left_out: bool,
 }
 
 /// What goes wrong.
@@ -58,4 +60,32 @@ pub(crate) enum Victim {
     Node(usize),
     /// Not a node.
     World,
+}
+
+impl Fault {
+    /// What it is called where faults are counted.
+    pub(crate) fn kind(self) -> &'static str {
+        match self {
+            Self::Kill { .. } => "kills",
+            Self::Freeze { .. } => "freezes",
+            Self::Slow { .. } => "slow links",
+            Self::Delay { .. } => "delays",
+            Self::ClockJump { .. } => "clock jumps",
+            Self::FullDisk { .. } => "full disks",
+            Self::CorruptChunks => "corrupting servers",
+            Self::LyingHolder => "liars",
+            Self::Partition { .. } => "partitions",
+            Self::OriginOutage { .. } => "outages",
+            Self::OriginRefuses { .. } => "refusals",
+            Self::RollingRestart { .. } => "rolling restarts",
+        }
+    }
+
+    /// Whether it takes work away from under the others, or puts wrong bytes among them.
+    pub(crate) fn is_hard(self) -> bool {
+        matches!(
+            self,
+            Self::Kill { .. } | Self::Partition { .. } | Self::CorruptChunks | Self::LyingHolder
+        )
+    }
 }

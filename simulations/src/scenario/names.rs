@@ -84,6 +84,9 @@ pub(crate) const NAMES: &[(&str, &str)] = &[
     ),
 ];
 
+/// The world of which the seed decides everything.
+pub(crate) const RANDOM: &str = "random";
+
 /// Nodes of a world whose name says no number.
 const NODES: usize = 100;
 const NODES_LAN: usize = 16;
@@ -98,6 +101,9 @@ fn s(seconds: u64) -> Duration {
 impl Scenario {
     /// The scenario of this name, with its defaults, and a number of nodes if the name says one.
     pub(crate) fn named(full_name: &str, seed: u64) -> Option<Self> {
+        if full_name == RANDOM {
+            return Some(Self::random(seed));
+        }
         let known = |name: &str| NAMES.iter().any(|(known, _)| *known == name);
         let (name, nodes) = match full_name.rsplit_once('-') {
             _ if known(full_name) => (full_name, None),
@@ -184,6 +190,7 @@ impl Scenario {
             at_share,
             fault,
             victim,
+            left_out: false,
         };
         let kill = Fault::Kill {
             restart_after: Some(s(8)),

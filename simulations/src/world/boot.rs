@@ -166,6 +166,9 @@ impl World {
             self.net.at(at, Happening::Pull(host as u32));
         }
         for (number, planned) in self.scenario.faults.iter().enumerate() {
+            if planned.left_out {
+                continue;
+            }
             let at = self.began + (bound * planned.at_share) as u64;
             self.net.at(at, Happening::Fault(number as u32));
         }

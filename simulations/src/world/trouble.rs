@@ -71,6 +71,9 @@ impl World {
     }
 
     fn strike_world(&mut self, fault: Fault) {
+        let now = self.net.now() as f64 / 1e9;
+        self.trace
+            .line(|| format!("{now:10.6} s: everybody is struck: {fault:?}"));
         match fault {
             Fault::Partition { heals_after } => {
                 let half = self.origin / 2;
@@ -119,6 +122,9 @@ impl World {
     }
 
     fn strike_host(&mut self, victim: NodeIndex, fault: Fault) {
+        let now = self.net.now() as f64 / 1e9;
+        self.trace
+            .line(|| format!("{now:10.6} s: node {victim} is struck: {fault:?}"));
         self.hosts[victim].victim = true;
         match fault {
             Fault::Kill { restart_after } => {
@@ -213,8 +219,11 @@ impl World {
             let host = &self.hosts[*id];
             let Some(core) = &host.core else { return false };
             let transferring = host.started_at.is_some() && host.done_at.is_none();
+            // Who alone has everything is spared: nobody could end without it.
+            let only_source = self.registry.away && *id < self.scenario.warm;
             host.state == State::Up
                 && !host.slow
+                && !only_source
                 && match victim {
                     Victim::Holder => transferring && !core.leases().is_empty(),
                     Victim::Steward => core.stewarding().iter().any(|blob| layers.contains(blob)),
