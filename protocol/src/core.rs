@@ -260,6 +260,16 @@ impl Core {
             {
                 self.held_back.push(event);
             }
+            // What is told of a blob whose pull is not known yet comes after it.
+            Event::Reading { blob, .. }
+            | Event::ReaderGone { blob, .. }
+            | Event::Verified { blob }
+            | Event::Mismatched { blob, .. }
+            | Event::Abandoned { blob }
+                if self.is_held_back(blob) =>
+            {
+                self.held_back.push(event);
+            }
             Event::Pull {
                 blob,
                 kind,
@@ -579,6 +589,11 @@ impl Core {
     }
 
     // --- members ---
+
+    fn is_held_back(&self, blob: Digest) -> bool {
+        let pulls = |event: &Event| matches!(event, Event::Pull { blob: of, .. } if *of == blob);
+        self.held_back.iter().any(pulls)
+    }
 
     fn members_known(&mut self) {
         if self.held_back_until > self.ctx.now {

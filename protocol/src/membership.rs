@@ -111,7 +111,9 @@ impl Runtime<Id> for Effects {
                 self.outputs.push(Output::Down(peer));
             }
             Notification::Rename(_, id) => {
-                self.directory.intern(&id.0);
+                // It was started again before anyone missed it, and knows nothing any more.
+                let peer = self.directory.intern(&id.0);
+                self.outputs.push(Output::Up(peer));
             }
             Notification::Rejoin(id) => self.renewed = Some(id.clone()),
             Notification::Active | Notification::Idle | Notification::Defunct => {}
