@@ -26,6 +26,9 @@ pub(crate) struct Arguments {
     /// Adds how much of the links was used in each tenth of a second.
     #[arg(long)]
     pub(crate) timeline: bool,
+    /// Tells what this node's machine did instead, until something broke.
+    #[arg(long, value_name = "NODE")]
+    pub(crate) follow: Option<usize>,
     /// One object for each run, on a line of its own.
     #[arg(long)]
     pub(crate) json: bool,

@@ -40,6 +40,13 @@ fn main() -> anyhow::Result<ExitCode> {
         let sound = swarm::run(count, arguments.seed_from, |line| println!("{line}"));
         return Ok(exit(sound));
     }
+    if arguments.follow.is_some() {
+        let world = World::new(arguments.scenario(arguments.seed)?);
+        for line in world.run_logged(usize::MAX, arguments.follow) {
+            println!("{line}");
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut sound = true;
     for seed in arguments.seed..arguments.seed + arguments.seeds {
         let report = World::new(arguments.scenario(seed)?).run();

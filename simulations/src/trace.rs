@@ -18,6 +18,8 @@ pub(crate) struct Trace {
 struct Log {
     lines: VecDeque<String>,
     most: usize,
+    /// Of this host alone.
+    of: Option<usize>,
 }
 
 /// Characters of a line of the log.
@@ -32,10 +34,10 @@ impl Trace {
         }
     }
 
-    /// From now on the last `most` lines are kept.
-    pub(crate) fn keep_lines(&mut self, most: usize) {
+    /// From now on the last `most` lines are kept, of one host or of all.
+    pub(crate) fn keep_lines(&mut self, most: usize, of: Option<usize>) {
         let lines = VecDeque::new();
-        self.log = Some(Log { lines, most });
+        self.log = Some(Log { lines, most, of });
     }
 
     /// What was kept.
@@ -70,7 +72,11 @@ impl Trace {
     pub(crate) fn action(&mut self, now: u64, host: usize, action: &Action) {
         self.actions += 1;
         self.word(now);
-        if !is_routine(action) {
+        let followed = self
+            .log
+            .as_ref()
+            .is_some_and(|log| log.of.is_none_or(|of| of == host));
+        if followed && !is_routine(action) {
             self.line(|| format!("{:10.6} s: node {host}: {action:?}", now as f64 / 1e9));
         }
         let chunk = |blob: &Digest, index: u32| blob.prefix() ^ u64::from(index);

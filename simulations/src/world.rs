@@ -191,9 +191,10 @@ impl World {
         self.report()
     }
 
-    /// Runs the scenario until something breaks; tells the last things that were done before.
-    pub(crate) fn run_logged(mut self, lines: usize) -> Vec<String> {
-        self.trace.keep_lines(lines);
+    /// Runs the scenario until something breaks; tells the last things that were done before, by one
+    /// host or by all.
+    pub(crate) fn run_logged(mut self, lines: usize, of: Option<NodeIndex>) -> Vec<String> {
+        self.trace.keep_lines(lines, of);
         self.checkers.stop_at_first();
         self.live();
         let mut told = self.trace.into_lines();

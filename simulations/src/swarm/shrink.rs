@@ -42,5 +42,5 @@ fn breaks(scenario: &Scenario) -> bool {
 
 /// What the machines did last before something broke, and what broke.
 pub(super) fn trace(scenario: &Scenario) -> Vec<String> {
-    World::new(scenario.clone()).run_logged(LINES)
+    World::new(scenario.clone()).run_logged(LINES, None)
 }
