@@ -75,6 +75,8 @@ pub(crate) struct Mesh {
     /// For each chunk, how many neighbours have it.
     pub(crate) availability: Vec<u16>,
     pub(crate) flights: BTreeMap<u32, SmallVec<[Flight; 2]>>,
+    /// No request is late before this time.
+    late_at: Time,
     pub(crate) leases: BTreeMap<LeaseId, Running>,
     /// What readers on this node wait for, by reader.
     pub(crate) readers: BTreeMap<u64, Range<u32>>,
@@ -133,6 +135,7 @@ impl Mesh {
             neighbours: BTreeMap::new(),
             availability: vec![0; chunks as usize],
             flights: BTreeMap::new(),
+            late_at: Time::NEVER,
             leases: BTreeMap::new(),
             readers: BTreeMap::new(),
             joining: Joining::new(ctx.now),
@@ -146,6 +149,11 @@ impl Mesh {
             endgame_at: Time::NEVER,
             audited_by: Vec::new(),
         }
+    }
+
+    /// Whether nobody needs it any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.phase == Phase::Complete && self.neighbours.is_empty() && self.readers.is_empty()
     }
 
     pub(crate) fn is_pulling(&self) -> bool {
@@ -171,8 +179,8 @@ impl Mesh {
         for running in self.leases.values() {
             at = at.min(running.report_at);
         }
-        for flight in self.flights.values().flatten() {
-            at = at.min(flight.deadline);
+        if !self.flights.is_empty() {
+            at = at.min(self.late_at);
         }
         if self.takes_from_peers() {
             at = at.min(self.joining.next_at).min(self.endgame_at);
@@ -405,6 +413,7 @@ impl Mesh {
             sent: ctx.now,
             deadline: ctx.now + timeout,
         };
+        self.late_at = self.late_at.min(flight.deadline);
         self.flights.entry(chunk).or_default().push(flight);
         ctx.link(peer).outstanding += 1;
         ctx.outstanding += 1;
@@ -457,6 +466,7 @@ impl Mesh {
         let timeout = Self::request_timeout(ctx, from);
         if let Some(flight) = self.flight(from, chunk) {
             flight.deadline = ctx.now + timeout;
+            self.late_at = self.late_at.min(ctx.now + timeout);
         }
         // Chunks come one after the other: those behind this one are not late yet.
         for flight in self
@@ -475,14 +485,15 @@ impl Mesh {
         let delay = delay.min(QUEUE_DELAY_MAX);
         ctx.link(from).busy_until = ctx.now + delay;
         if let Some(flight) = self.flight(from, chunk) {
-            flight.deadline = ctx.now + delay * 2 + timeout;
+            let deadline = ctx.now + delay * 2 + timeout;
+            flight.deadline = deadline;
+            self.late_at = self.late_at.min(deadline);
         }
     }
 
     pub(crate) fn busy(&mut self, ctx: &mut Ctx, from: Peer, chunk: u32, retry: Duration) {
         let now = ctx.now;
-        let link = ctx.link(from);
-        link.avoid_until = link.avoid_until.max(now + retry.min(QUEUE_DELAY_MAX));
+        ctx.avoid(from, now + retry.min(QUEUE_DELAY_MAX));
         self.drop_flight(ctx, chunk, from, false);
     }
 
@@ -529,6 +540,9 @@ impl Mesh {
     }
 
     fn expire_flights(&mut self, ctx: &mut Ctx) {
+        if self.late_at > ctx.now {
+            return;
+        }
         let late: Vec<(u32, Peer)> = self
             .flights
             .iter()
@@ -541,11 +555,18 @@ impl Mesh {
             let (now, penalty) = (ctx.now, ctx.config.stall_penalty);
             let link = ctx.link(peer);
             if link.is_usable(now) {
-                link.avoid_until = now + penalty * (1 << link.stalls.min(4));
-                link.shunned_until = link.avoid_until;
+                let until = now + penalty * (1 << link.stalls.min(4));
+                link.shunned_until = until;
                 link.stalls += 1;
+                ctx.avoid(peer, until);
             }
         }
+        let deadlines = self
+            .flights
+            .values()
+            .flatten()
+            .map(|flight| flight.deadline);
+        self.late_at = deadlines.min().unwrap_or(Time::NEVER);
     }
 
     /// A chunk was refused on arrival: ask someone else.
