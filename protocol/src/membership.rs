@@ -372,9 +372,10 @@ impl Membership {
     pub(crate) fn recall(&mut self, now: Time, members: &[Peer]) {
         self.effects.now = now;
         let directory = self.effects.directory.clone();
-        let updates = members
-            .iter()
-            .map(|peer| Member::alive(Id(directory.record(*peer))));
+        let updates = members.iter().map(|peer| {
+            let generation = directory.record(*peer).generation;
+            Member::alive(Id::new(*peer, generation))
+        });
         let _ = self.foca.apply_many(updates, false, &mut self.effects);
     }
 
