@@ -109,6 +109,8 @@ impl Core {
                 banned: BTreeSet::new(),
                 links: BTreeMap::new(),
                 retry_at: Time::NEVER,
+                supply: 0,
+                acquaintances: std::collections::VecDeque::new(),
                 outstanding: 0,
                 rate: Rate::default(),
                 chunk_time: Ewma::default(),
@@ -697,6 +699,7 @@ impl Core {
     /// The connection to a peer is gone; the peer may not be.
     fn peer_gone(&mut self, peer: Peer) {
         let ctx = &mut self.ctx;
+        ctx.acquaintances.retain(|known| *known != peer);
         for mesh in self.meshes.values_mut() {
             mesh.forget(ctx, peer);
             mesh.joining.gone(ctx, peer);
@@ -758,10 +761,11 @@ impl Core {
         hint: Hint,
     ) {
         let ctx = &mut self.ctx;
-        let mesh = self
-            .meshes
-            .entry(blob)
-            .or_insert_with(|| Mesh::new(ctx, blob, kind, size, have, Phase::Pulling));
+        let mesh = self.meshes.entry(blob).or_insert_with(|| {
+            let mut mesh = Mesh::new(ctx, blob, kind, size, have, Phase::Pulling);
+            mesh.meet_acquaintances(ctx);
+            mesh
+        });
         if let Some(size) = size {
             mesh.learn_size(ctx, size);
         }
@@ -803,7 +807,7 @@ impl Core {
             self.fail(blob, failure);
             return;
         }
-        mesh.meet(ctx, peers);
+        mesh.introduced(ctx, peers);
     }
 
     fn fail(&mut self, blob: Digest, failure: OriginFailure) {

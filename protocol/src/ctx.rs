@@ -37,6 +37,10 @@ pub(crate) struct Ctx {
     pub(crate) links: BTreeMap<Peer, Link>,
     /// When a peer that is left alone may be asked again, or earlier.
     pub(crate) retry_at: Time,
+    /// Counts what may let a request be made that could not be made before, whatever the blob.
+    pub(crate) supply: u64,
+    /// Peers that were neighbours in some blob's mesh lately, the oldest first.
+    pub(crate) acquaintances: VecDeque<Peer>,
     /// Chunks requested from all peers and not yet received.
     pub(crate) outstanding: usize,
     /// What this node receives from peers and from the origin.
@@ -113,11 +117,22 @@ impl Ctx {
     /// Looks up when the next peer that is left alone may be asked again, once one has become so.
     pub(crate) fn retry(&mut self) {
         if self.retry_at <= self.now {
+            self.supply += 1;
             let avoided = self.links.values().map(|link| link.avoid_until);
             self.retry_at = avoided
                 .filter(|until| *until > self.now)
                 .min()
                 .unwrap_or(Time::NEVER);
+        }
+    }
+
+    /// A peer is a neighbour for some blob: it is the first to be asked to be one for the next.
+    pub(crate) fn get_acquainted(&mut self, peer: Peer) {
+        if !self.acquaintances.contains(&peer) {
+            if self.acquaintances.len() >= self.config.degree_max {
+                self.acquaintances.pop_front();
+            }
+            self.acquaintances.push_back(peer);
         }
     }
 

@@ -81,11 +81,18 @@ pub(crate) struct Mesh {
     /// What readers on this node wait for, by reader.
     pub(crate) readers: BTreeMap<u64, Range<u32>>,
     pub(crate) joining: Joining,
+    /// Nodes that the steward named, and when they are asked if there is still room.
+    strangers: Vec<Peer>,
+    meet_at: Time,
     /// Offers that were not answered yet, and since when.
     offered: BTreeMap<Peer, Time>,
     /// Chunks that the neighbours have not been told of.
     fresh: Vec<u32>,
     have_at: Time,
+    /// Counts what may let a chunk be requested that could not be before, and how it stood, with
+    /// [`Ctx::supply`], when there was last nothing to request: most events change neither.
+    supply: u64,
+    exhausted_at: Option<(u64, u64)>,
     /// When a chunk last came in.
     progress_at: Time,
     lost_at: Time,
@@ -101,6 +108,9 @@ const NO_STEWARD_TERM: u64 = 0;
 
 /// An offer that is not answered for so long is forgotten.
 const OFFER_EXPIRY: Duration = Duration::from_secs(2);
+
+/// Acquaintances that begin the same pull do so within about this time.
+const ACQUAINTANCES_FIRST: Duration = Duration::from_millis(50);
 
 /// Chunks that one [`Message::Lost`] names at most.
 const LOST_MAX: usize = 64;
@@ -139,9 +149,13 @@ impl Mesh {
             leases: BTreeMap::new(),
             readers: BTreeMap::new(),
             joining: Joining::new(ctx.now),
+            strangers: Vec::new(),
+            meet_at: Time::NEVER,
             offered: BTreeMap::new(),
             fresh: Vec::new(),
             have_at: Time::NEVER,
+            supply: 0,
+            exhausted_at: None,
             progress_at: ctx.now,
             lost_at: ctx.now + LOST_AFTER,
             fallback_at: ctx.now + ctx.config.fallback_after + fallback_jitter,
@@ -183,7 +197,10 @@ impl Mesh {
             at = at.min(self.late_at);
         }
         if self.takes_from_peers() {
-            at = at.min(self.joining.next_at).min(self.endgame_at);
+            at = at
+                .min(self.joining.next_at)
+                .min(self.endgame_at)
+                .min(self.meet_at);
             if self.flights.is_empty() && self.leases.is_empty() {
                 at = at.min(self.lost_at);
             }
@@ -208,6 +225,11 @@ impl Mesh {
             if self.joining.next_at <= ctx.now {
                 self.join(ctx);
             }
+            if self.meet_at <= ctx.now {
+                self.meet_at = Time::NEVER;
+                let strangers = std::mem::take(&mut self.strangers);
+                self.meet(ctx, &strangers);
+            }
             if self.flights.is_empty() && self.leases.is_empty() && self.lost_at <= ctx.now {
                 self.report_lost(ctx);
             }
@@ -225,8 +247,25 @@ impl Mesh {
 
     // --- neighbours ---
 
-    /// The steward named nodes that have or pull the blob.
-    pub(crate) fn meet(&mut self, ctx: &mut Ctx, peers: &[Peer]) {
+    /// Whoever exchanged another blob with this node probably pulls this one too. With the same
+    /// neighbours for all layers of an image a node has 20 connections for bulk, not 20 for each.
+    pub(crate) fn meet_acquaintances(&mut self, ctx: &mut Ctx) {
+        let mut known = ctx.acquaintances.clone();
+        self.meet(ctx, known.make_contiguous());
+    }
+
+    /// The steward named nodes that have or pull the blob. They are met at once where nobody else
+    /// may answer, else once the acquaintances had the time to.
+    pub(crate) fn introduced(&mut self, ctx: &mut Ctx, peers: &[Peer]) {
+        if self.offered.is_empty() {
+            self.meet(ctx, peers);
+        } else {
+            self.strangers = peers.to_vec();
+            self.meet_at = ctx.now + ACQUAINTANCES_FIRST;
+        }
+    }
+
+    fn meet(&mut self, ctx: &mut Ctx, peers: &[Peer]) {
         self.offered
             .retain(|_, since| ctx.now.since(*since) < OFFER_EXPIRY);
         for peer in peers {
@@ -288,6 +327,8 @@ impl Mesh {
                 self.availability[chunk as usize] += 1;
             }
             self.neighbours.insert(from, Neighbour { have: bits });
+            self.supply += 1;
+            ctx.get_acquainted(from);
         }
         if !answer {
             self.offer(ctx, from, true);
@@ -328,6 +369,7 @@ impl Mesh {
         for chunk in chunks {
             if neighbour.have.insert(*chunk) {
                 self.availability[*chunk as usize] += 1;
+                self.supply += u64::from(!self.have.contains(*chunk));
             }
         }
         if self.phase == Phase::Complete && neighbour.have.is_full() {
@@ -378,6 +420,7 @@ impl Mesh {
         if self.size.is_some() || size > crate::limits::BLOB_BYTES_MAX {
             return;
         }
+        self.supply += 1;
         self.size = Some(size);
         let chunks = Geometry::new(self.kind, size).chunks();
         self.have.grow(chunks);
@@ -396,13 +439,15 @@ impl Mesh {
 
     /// Makes one request if there is one to make.
     pub(crate) fn request_one(&mut self, ctx: &mut Ctx) -> bool {
-        if !self.takes_from_peers() {
+        let supply = Some((self.supply, ctx.supply));
+        if self.exhausted_at == supply || !self.takes_from_peers() {
             return false;
         }
         if let Some((chunk, peer)) = picker::next(self, ctx) {
             self.request(ctx, chunk, peer);
             return true;
         }
+        self.exhausted_at = supply;
         false
     }
 
@@ -436,10 +481,11 @@ impl Mesh {
 
     /// Nothing is left to ask for but what was asked for: ask a second peer for the oldest.
     pub(crate) fn endgame(&mut self, ctx: &mut Ctx) -> bool {
-        self.endgame_at = Time::NEVER;
-        if !self.takes_from_peers() {
+        if (self.endgame_at > ctx.now && self.endgame_at != Time::NEVER) || !self.takes_from_peers()
+        {
             return false;
         }
+        self.endgame_at = Time::NEVER;
         let patience = ctx.config.endgame_after.max(ctx.chunk_time.get() * 3);
         let oldest = self
             .flights
@@ -525,6 +571,8 @@ impl Mesh {
         if flights.is_empty() {
             self.flights.remove(&chunk);
         }
+        self.supply += 1;
+        ctx.supply += 1;
         let link = ctx.link(peer);
         link.outstanding = link.outstanding.saturating_sub(1);
         ctx.outstanding = ctx.outstanding.saturating_sub(1);
@@ -612,6 +660,7 @@ impl Mesh {
             return;
         }
         self.have = have;
+        self.supply += 1;
         self.fresh.clear();
         self.progress_at = ctx.now;
         // The neighbours hear what is left, and say what they have: they did not tell of chunks
@@ -718,6 +767,7 @@ impl Mesh {
         let Some(running) = self.leases.remove(&id) else {
             return;
         };
+        self.supply += 1;
         let Running {
             steward,
             lease,
@@ -748,6 +798,7 @@ impl Mesh {
             .is_some_and(|running| running.steward == Some(from))
         {
             self.leases.remove(&id);
+            self.supply += 1;
             ctx.act(Action::StopOrigin {
                 blob: self.blob,
                 lease: id,
@@ -757,6 +808,7 @@ impl Mesh {
 
     /// This node was asleep: what it was granted may be in other hands.
     pub(crate) fn drop_leases(&mut self, ctx: &mut Ctx) {
+        self.supply += 1;
         for id in std::mem::take(&mut self.leases).into_keys() {
             ctx.act(Action::StopOrigin {
                 blob: self.blob,
