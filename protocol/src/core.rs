@@ -16,6 +16,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rand::{RngExt as _, SeedableRng as _, rngs::Xoshiro256PlusPlus};
+use smallvec::SmallVec;
 
 use crate::{
     chunk::Bitfield,
@@ -35,6 +36,7 @@ use crate::{
     tags::Tags,
     time::{Duration, Time},
     uploads::Uploads,
+    view::{Changed, View},
 };
 
 /// The exchange of one node; see the [module](self) for how to call it.
@@ -43,6 +45,8 @@ pub struct Core {
     membership: Membership,
     meshes: BTreeMap<Digest, Mesh>,
     stewards: BTreeMap<Digest, Steward>,
+    /// When each of them wants to be called, if ever.
+    steward_timers: BTreeSet<(Time, Digest)>,
     keepers: BTreeMap<Upstream, Keeper>,
     uploads: Uploads,
     tags: Tags,
@@ -54,6 +58,9 @@ pub struct Core {
     held_back: Vec<Event>,
     held_back_until: Time,
     announce_at: Time,
+    /// Blobs that have other stewards now, and when those are to hear of them.
+    announce_again: Changed,
+    announce_again_at: Time,
     last_now: Time,
     /// Which blob gets the next request.
     turn: usize,
@@ -89,25 +96,21 @@ impl Core {
         } else {
             Time::ZERO
         };
-        let membership = Membership::new(
-            me.clone(),
-            directory.clone(),
-            seed,
-            now,
-            config.sync_interval,
-        );
+        let membership = Membership::new(&me, directory.clone(), seed, now, config.sync_interval);
         Self {
             ctx: Ctx {
                 now,
                 me: peer,
-                my_id: me.id,
+                view: View::new(peer, me.id, directory.clone()),
                 directory,
                 rng: Xoshiro256PlusPlus::seed_from_u64(seed ^ 0x5851_f42d_4c95_7f2d),
-                live: BTreeMap::new(),
                 view_changed: Time::ZERO,
                 woke_at: Time::ZERO,
                 banned: BTreeSet::new(),
                 links: BTreeMap::new(),
+                retry_at: Time::NEVER,
+                supply: 0,
+                acquaintances: std::collections::VecDeque::new(),
                 outstanding: 0,
                 rate: Rate::default(),
                 chunk_time: Ewma::default(),
@@ -118,6 +121,7 @@ impl Core {
             membership,
             meshes: BTreeMap::new(),
             stewards: BTreeMap::new(),
+            steward_timers: BTreeSet::new(),
             keepers: BTreeMap::new(),
             uploads: Uploads::default(),
             tags: Tags::default(),
@@ -126,6 +130,8 @@ impl Core {
             held_back: Vec::new(),
             held_back_until,
             announce_at: Time::NEVER,
+            announce_again: Changed::default(),
+            announce_again_at: Time::NEVER,
             last_now: now,
             turn: 0,
         }
@@ -137,29 +143,20 @@ impl Core {
             .membership
             .deadline()
             .min(self.announce_at)
+            .min(self.announce_again_at)
             .min(self.tags.deadline());
         for mesh in self.meshes.values() {
             at = at.min(mesh.deadline(&self.ctx));
         }
-        for steward in self.stewards.values() {
-            at = at.min(steward.deadline(&self.ctx));
+        if let Some((due, _)) = self.steward_timers.first() {
+            at = at.min(*due);
         }
         if !self.held_back.is_empty() {
             at = at.min(self.held_back_until);
         }
         if self.meshes.values().any(Mesh::is_pulling) {
             // A neighbour that was left alone may be asked again.
-            let again = |link: &crate::link::Link| {
-                Some(link.avoid_until).filter(|until| *until > self.ctx.now)
-            };
-            at = at.min(
-                self.ctx
-                    .links
-                    .values()
-                    .filter_map(again)
-                    .min()
-                    .unwrap_or(Time::NEVER),
-            );
+            at = at.min(self.ctx.retry_at);
         }
         at.min(self.last_now + HEARTBEAT)
     }
@@ -200,7 +197,50 @@ impl Core {
                 break;
             }
         }
-        self.stewards.retain(|_, steward| steward.is_needed());
+        self.ctx.view.trim();
+    }
+
+    /// Lets the steward of a blob, if this node has its record, do something, and keeps track of
+    /// when it wants to be called and whether it is still needed. A node may have the records of
+    /// 100,000 blobs: none but the one concerned is looked at.
+    fn steward(&mut self, blob: Digest, act: impl FnOnce(&mut Steward, &mut Ctx)) {
+        let Some(steward) = self.stewards.get_mut(&blob) else {
+            return;
+        };
+        act(steward, &mut self.ctx);
+        let due = steward.deadline(&self.ctx);
+        let before = std::mem::replace(&mut steward.due, due);
+        if !steward.is_needed() {
+            self.steward_timers.remove(&(before, blob));
+            self.stewards.remove(&blob);
+        } else if due != before {
+            self.steward_timers.remove(&(before, blob));
+            if due != Time::NEVER {
+                self.steward_timers.insert((due, blob));
+            }
+        }
+    }
+
+    /// As [`steward`](Self::steward), beginning its record where there is none.
+    fn new_steward(
+        &mut self,
+        blob: Digest,
+        kind: BlobKind,
+        act: impl FnOnce(&mut Steward, &mut Ctx),
+    ) {
+        let ctx = &mut self.ctx;
+        self.stewards
+            .entry(blob)
+            .or_insert_with(|| Steward::new(ctx, blob, kind));
+        self.steward(blob, act);
+    }
+
+    /// Lets the stewards of all blobs do something.
+    fn all_stewards(&mut self, mut act: impl FnMut(&mut Steward, &mut Ctx)) {
+        let blobs: Vec<Digest> = self.stewards.keys().copied().collect();
+        for blob in blobs {
+            self.steward(blob, &mut act);
+        }
     }
 
     fn tick(&mut self) {
@@ -213,25 +253,43 @@ impl Core {
                 mesh.tick(ctx);
             }
         }
-        for steward in self.stewards.values_mut() {
-            if steward.deadline(ctx) <= ctx.now {
-                steward.tick(ctx);
-            }
+        ctx.retry();
+        // Each of them once: what is due again at once is due with the next call.
+        let now = ctx.now;
+        let due: Vec<Digest> = self
+            .steward_timers
+            .iter()
+            .take_while(|(at, _)| *at <= now)
+            .map(|(_, blob)| *blob)
+            .collect();
+        for blob in due {
+            self.steward(blob, Steward::tick);
         }
+        let ctx = &mut self.ctx;
         if self.tags.deadline() <= ctx.now {
             self.tags.tick(ctx);
         }
         if self.announce_at <= ctx.now {
             self.announce_at = ctx.now + ctx.config.announce_interval;
+            self.announce_again_at = Time::NEVER;
+            self.announce_again = Changed::default();
             let all: Vec<Digest> = self.holdings.keys().copied().collect();
             self.announce(&all);
+        }
+        if self.announce_again_at <= self.ctx.now {
+            self.announce_again_at = Time::NEVER;
+            let changed = std::mem::take(&mut self.announce_again);
+            let keys: BTreeSet<u64> = changed.keys.iter().copied().collect();
+            let moved = |blob: &&Digest| changed.others || keys.contains(&blob.prefix());
+            let blobs: Vec<Digest> = self.holdings.keys().filter(moved).copied().collect();
+            self.announce(&blobs);
         }
         if self.held_back_until <= self.ctx.now {
             for event in std::mem::take(&mut self.held_back) {
                 self.take(event);
             }
         }
-        let overdue: Vec<Digest> = self
+        let overdue: SmallVec<[Digest; 1]> = self
             .meshes
             .values()
             .filter(|mesh| mesh.is_audit_overdue(self.ctx.now))
@@ -240,9 +298,11 @@ impl Core {
         for blob in overdue {
             self.ask_for_audit(blob, &[]);
         }
-        let expiry = self.ctx.config.streams_expiry;
-        self.keepers
-            .retain(|_, keeper| !keeper.is_idle(self.ctx.now, expiry * 12));
+        if !self.keepers.is_empty() {
+            let expiry = self.ctx.config.streams_expiry;
+            self.keepers
+                .retain(|_, keeper| !keeper.is_idle(self.ctx.now, expiry * 12));
+        }
     }
 
     fn take(&mut self, event: Event) {
@@ -287,8 +347,10 @@ impl Core {
             } => {
                 if let Some(mesh) = self.meshes.get_mut(&blob) {
                     let waits = !mesh.have.contains(first);
-                    mesh.readers.insert(reader, first..end);
-                    if waits && mesh.is_pulling() {
+                    let new = mesh.readers.insert(reader, first..end).is_none();
+                    // One that reads on waits for what is leased next anyway; where it stands goes
+                    // with the next join. A thousand that told at once would be one steward's load.
+                    if new && waits && mesh.is_pulling() {
                         mesh.joining.hurry(self.ctx.now);
                     }
                 }
@@ -404,14 +466,11 @@ impl Core {
                     return;
                 }
                 let want_peers = usize::from(want_peers).min(2 * self.ctx.config.degree_max);
-                let ctx = &mut self.ctx;
-                let steward = self
-                    .stewards
-                    .entry(blob)
-                    .or_insert_with(|| Steward::new(ctx, blob, kind));
-                steward.join(
-                    ctx, from, size, &have, urgent, leases, upstreams, want_peers, takeover,
-                );
+                self.new_steward(blob, kind, |steward, ctx| {
+                    steward.join(
+                        ctx, from, size, &have, urgent, leases, upstreams, want_peers, takeover,
+                    );
+                });
             }
             Message::Welcome {
                 blob,
@@ -441,9 +500,9 @@ impl Core {
                 size,
                 failure,
             } => {
-                if let Some(steward) = self.stewards.get_mut(&blob) {
+                self.steward(blob, |steward, ctx| {
                     steward.report(ctx, from, &report, size, failure);
-                }
+                });
             }
             Message::Revoke { blob, lease } => {
                 if let Some(mesh) = self.meshes.get_mut(&blob) {
@@ -451,30 +510,22 @@ impl Core {
                 }
             }
             Message::Lost { blob, chunks } => {
-                if let Some(steward) = self.stewards.get_mut(&blob) {
-                    steward.lost(ctx, from, &chunks);
-                }
+                self.steward(blob, |steward, ctx| steward.lost(ctx, from, &chunks));
             }
             Message::Leave { blob } => {
-                if let Some(steward) = self.stewards.get_mut(&blob) {
-                    steward.forget(ctx, from);
-                }
+                self.steward(blob, |steward, ctx| steward.forget(ctx, from));
             }
             Message::Announce { held, dropped } => {
                 for (blob, kind, size) in held {
                     if !self.may_coordinate(blob, false) {
                         continue;
                     }
-                    let ctx = &mut self.ctx;
-                    self.stewards
-                        .entry(blob)
-                        .or_insert_with(|| Steward::new(ctx, blob, kind))
-                        .provided(ctx, from, size);
+                    self.new_steward(blob, kind, |steward, ctx| {
+                        steward.provided(ctx, from, size);
+                    });
                 }
                 for blob in dropped {
-                    if let Some(steward) = self.stewards.get_mut(&blob) {
-                        steward.forget(&mut self.ctx, from);
-                    }
+                    self.steward(blob, |steward, ctx| steward.forget(ctx, from));
                 }
             }
             Message::StreamsWanted {
@@ -490,9 +541,7 @@ impl Core {
                     .wanted(ctx, from, blob, wanted, bytes, throttled);
             }
             Message::StreamsGranted { blob, streams, .. } => {
-                if let Some(steward) = self.stewards.get_mut(&blob) {
-                    steward.streams_granted(ctx, streams);
-                }
+                self.steward(blob, |steward, ctx| steward.streams_granted(ctx, streams));
             }
 
             Message::Offer {
@@ -607,17 +656,16 @@ impl Core {
                 Output::Send(peer, message) => self.ctx.send(peer, *message),
                 Output::Up(peer) => {
                     if !self.ctx.banned.contains(&peer) {
-                        let id = self.ctx.directory.id(peer);
-                        self.ctx.live.insert(peer, id);
+                        let changed = self.ctx.view.joined(peer);
                         self.ctx.act(Action::MemberUp(peer));
-                        self.view_changed();
+                        self.view_changed(&changed);
                     }
                 }
                 Output::Down(peer) => {
-                    self.ctx.live.remove(&peer);
+                    let changed = self.ctx.view.left(peer);
                     self.ctx.act(Action::MemberDown(peer));
                     self.peer_dead(peer);
-                    self.view_changed();
+                    self.view_changed(&changed);
                 }
             }
         }
@@ -629,41 +677,58 @@ impl Core {
         }
     }
 
-    fn view_changed(&mut self) {
+    /// Members came or went. Only what has other stewards now is acted upon: in a large cluster
+    /// somebody comes or goes all the time.
+    fn view_changed(&mut self, changed: &Changed) {
         let ctx = &mut self.ctx;
         ctx.view_changed = ctx.now;
-        if !self.holdings.is_empty() {
-            self.announce_at = self.announce_at.min(ctx.now + ANNOUNCE_SETTLE);
+        if changed.keys.is_empty() && !changed.others {
+            return;
         }
         for mesh in self.meshes.values_mut() {
-            let at = ctx.now + ctx.jitter(Duration::from_millis(50));
-            mesh.joining.hurry(at);
+            if changed.concerns(mesh.blob.prefix()) {
+                let at = ctx.now + ctx.jitter(Duration::from_millis(50));
+                mesh.joining.hurry(at);
+            }
         }
-        for steward in self.stewards.values_mut() {
-            steward.rank_changed(ctx);
+        if self.announce_again.others || changed.others {
+            self.announce_again.others = true;
+        } else {
+            self.announce_again.keys.extend(&changed.keys);
+        }
+        if !self.holdings.is_empty() {
+            let at = ctx.now + ANNOUNCE_SETTLE;
+            self.announce_again_at = self.announce_again_at.min(at);
+        }
+        let blobs: Vec<Digest> = self
+            .stewards
+            .keys()
+            .filter(|blob| changed.concerns(blob.prefix()))
+            .copied()
+            .collect();
+        for blob in blobs {
+            self.steward(blob, Steward::rank_changed);
         }
     }
 
     /// The connection to a peer is gone; the peer may not be.
     fn peer_gone(&mut self, peer: Peer) {
         let ctx = &mut self.ctx;
+        ctx.acquaintances.retain(|known| *known != peer);
         for mesh in self.meshes.values_mut() {
             mesh.forget(ctx, peer);
             mesh.joining.gone(ctx, peer);
         }
-        for steward in self.stewards.values_mut() {
-            steward.disconnected(ctx, peer);
-        }
+        self.all_stewards(|steward, ctx| steward.disconnected(ctx, peer));
+        let ctx = &mut self.ctx;
         self.uploads.peer_gone(peer);
         self.tags.gone(ctx, peer);
     }
 
     fn peer_dead(&mut self, peer: Peer) {
         self.peer_gone(peer);
+        self.all_stewards(|steward, ctx| steward.forget(ctx, peer));
         let ctx = &mut self.ctx;
-        for steward in self.stewards.values_mut() {
-            steward.forget(ctx, peer);
-        }
         for keeper in self.keepers.values_mut() {
             keeper.forget(ctx, peer);
         }
@@ -690,9 +755,7 @@ impl Core {
                 mesh.forget(&mut self.ctx, peer);
             }
         }
-        for steward in self.stewards.values_mut() {
-            steward.wake(&mut self.ctx);
-        }
+        self.all_stewards(Steward::wake);
     }
 
     /// Whether this node is to keep a steward's record of a blob.
@@ -713,10 +776,11 @@ impl Core {
         hint: Hint,
     ) {
         let ctx = &mut self.ctx;
-        let mesh = self
-            .meshes
-            .entry(blob)
-            .or_insert_with(|| Mesh::new(ctx, blob, kind, size, have, Phase::Pulling));
+        let mesh = self.meshes.entry(blob).or_insert_with(|| {
+            let mut mesh = Mesh::new(ctx, blob, kind, size, have, Phase::Pulling);
+            mesh.meet_acquaintances(ctx);
+            mesh
+        });
         if let Some(size) = size {
             mesh.learn_size(ctx, size);
         }
@@ -732,9 +796,7 @@ impl Core {
             mesh.learn_size(ctx, size);
             mesh.joining.hurry(ctx.now);
         }
-        if let Some(steward) = self.stewards.get_mut(&blob) {
-            steward.size_known(ctx, size);
-        }
+        self.steward(blob, |steward, ctx| steward.size_known(ctx, size));
     }
 
     fn welcome(
@@ -760,7 +822,7 @@ impl Core {
             self.fail(blob, failure);
             return;
         }
-        mesh.meet(ctx, peers);
+        mesh.introduced(ctx, peers);
     }
 
     fn fail(&mut self, blob: Digest, failure: OriginFailure) {
@@ -825,21 +887,21 @@ impl Core {
                 *queue_ms = queue;
             }
         }
-        let pulling: Vec<Digest> = self
-            .meshes
-            .values()
-            .filter(|mesh| mesh.is_pulling())
-            .map(|mesh| mesh.blob)
-            .collect();
         // What is read from the origin comes in over the same link. The origin is the scarcest
         // source, so its streams are not crowded out by requests to peers.
-        let reading: usize = self.meshes.values().map(|mesh| mesh.leases.len()).sum();
-        let smallest = self
-            .meshes
-            .values()
-            .filter(|mesh| mesh.is_pulling())
-            .map(Mesh::chunk_bytes);
-        let target = ctx.outstanding_target(smallest.min().unwrap_or(CHUNK_BYTES));
+        let mut reading = 0;
+        let mut smallest = CHUNK_BYTES;
+        let mut over = false;
+        let mut pulling: SmallVec<[Digest; 8]> = SmallVec::new();
+        for mesh in self.meshes.values() {
+            reading += mesh.leases.len();
+            if mesh.is_pulling() {
+                smallest = smallest.min(mesh.chunk_bytes());
+                pulling.push(mesh.blob);
+            }
+            over |= mesh.is_over() && self.holdings.contains_key(&mesh.blob);
+        }
+        let target = ctx.outstanding_target(smallest);
         let target = target
             .saturating_sub(READING_COSTS * reading)
             .max(target.min(OUTSTANDING_READING));
@@ -857,13 +919,11 @@ impl Core {
         request(ctx, Mesh::request_one);
         // Only when no blob has anything else to ask for.
         request(ctx, Mesh::endgame);
-        let holdings = &self.holdings;
-        self.meshes.retain(|blob, mesh| {
-            mesh.phase != Phase::Complete
-                || !mesh.neighbours.is_empty()
-                || !mesh.readers.is_empty()
-                || !holdings.contains_key(blob)
-        });
+        if over {
+            let holdings = &self.holdings;
+            self.meshes
+                .retain(|blob, mesh| !mesh.is_over() || !holdings.contains_key(blob));
+        }
     }
 
     // --- holdings ---
@@ -967,8 +1027,8 @@ impl Core {
         link.strikes += 1;
         if link.strikes >= max {
             link.strikes = 0;
-            link.avoid_until = now + penalty;
-            link.shunned_until = link.avoid_until;
+            link.shunned_until = now + penalty;
+            ctx.avoid(from, now + penalty);
             let note = format!(
                 "{from:?} sent wrong bytes {max} times; not asked again for {} s",
                 penalty.as_secs()
@@ -1110,9 +1170,9 @@ impl Core {
         if peer == ctx.me || !ctx.banned.insert(peer) {
             return;
         }
-        ctx.live.remove(&peer);
+        let changed = ctx.view.left(peer);
         ctx.act(Action::Ban { peer, blob });
-        let members: Vec<Peer> = ctx.live.keys().copied().collect();
+        let members: Vec<Peer> = ctx.view.live().iter().collect();
         for member in members {
             ctx.send(
                 member,
@@ -1124,14 +1184,19 @@ impl Core {
             );
         }
         self.peer_dead(peer);
-        self.view_changed();
+        self.view_changed(&changed);
     }
 
     // --- for statistics and checks ---
 
     /// Live members, this node included.
     pub fn members(&self) -> Vec<Peer> {
-        self.ctx.live.keys().copied().chain([self.ctx.me]).collect()
+        self.ctx.view.live().iter().chain([self.ctx.me]).collect()
+    }
+
+    /// How many live members there are, this node included.
+    pub fn member_count(&self) -> usize {
+        self.ctx.view.live().len() + 1
     }
 
     /// The leases that this node works on: blob, first chunk not yet stored, end.

@@ -27,4 +27,5 @@ mod steward;
 mod tags;
 pub mod time;
 mod uploads;
+mod view;
 pub mod wire;

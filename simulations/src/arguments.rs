@@ -75,7 +75,8 @@ const SETTINGS: &str = "nodes, up, down, rate (both), origin_rate, origin_stream
     degree, degree_max, outstanding_min, outstanding_bytes_max, outstanding_per_peer, \
     outstanding_window, upload_slots, upload_queue, rarest_sample, have_interval, \
     request_timeout, endgame_after, lease_time, lease_bytes_min, lease_bytes_max, streams_start, \
-    streams_max, join_interval, window_chunks_min, window_chunks_max";
+    streams_max, join_interval, window_chunks, \
+    upload_slots_max, upload_time, oldest_share";
 
 impl Scenario {
     /// Changes an option of the world or a setting of every node.
@@ -161,8 +162,10 @@ impl Scenario {
             "streams_start" => config.streams_start = number as u16,
             "streams_max" => config.streams_max = number as u16,
             "join_interval" => config.join_interval = ms,
-            "window_chunks_min" => config.window_chunks_min = number as u32,
-            "window_chunks_max" => config.window_chunks_max = number as u32,
+            "window_chunks" => config.window_chunks = number as u32,
+            "upload_slots_max" => config.upload_slots_max = count,
+            "upload_time" => config.upload_time = ms,
+            "oldest_share" => config.oldest_share = number,
             _ => anyhow::bail!("there is no setting {name:?}; there are: {SETTINGS}"),
         }
         self.changed.push(setting.to_owned());
