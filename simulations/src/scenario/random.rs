@@ -128,9 +128,12 @@ impl Scenario {
                 1 => Fault::Partition {
                     heals_after: ms(rng, 200, 15_000),
                 },
-                // Nobody can tell right from wrong where most lie.
-                2 if liars == 0 => Fault::LyingHolder,
-                2 | 3 => Fault::CorruptChunks,
+                // Where most lie, nobody is left to take anything from.
+                2 | 3 if liars >= (self.nodes / 6).max(1) => Fault::Freeze {
+                    thaw_after: ms(rng, 50, 20_000),
+                },
+                2 => Fault::LyingHolder,
+                3 => Fault::CorruptChunks,
                 4 | 5 => Fault::Freeze {
                     thaw_after: ms(rng, 50, 20_000),
                 },
@@ -161,7 +164,7 @@ impl Scenario {
                 },
             };
             deaths += usize::from(matches!(fault, Fault::Kill { .. }));
-            liars += usize::from(fault == Fault::LyingHolder);
+            liars += usize::from(matches!(fault, Fault::LyingHolder | Fault::CorruptChunks));
             let victim = match fault {
                 Fault::Partition { .. }
                 | Fault::OriginOutage { .. }
