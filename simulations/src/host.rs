@@ -29,12 +29,12 @@ pub(crate) enum State {
 }
 
 /// How a host misbehaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lies {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Lies {
     /// It vouches for wrong bytes of what it reads from the origin.
-    Leases,
+    pub(crate) as_holder: bool,
     /// It sends other bytes than were vouched for.
-    Chunks,
+    pub(crate) as_server: bool,
 }
 
 /// The pull of one image by the client of one host.
@@ -80,7 +80,7 @@ pub(crate) struct Host {
     pub(crate) slow: bool,
     /// Nothing can be stored.
     pub(crate) full: bool,
-    pub(crate) lies: Option<Lies>,
+    pub(crate) lies: Lies,
     /// What its clock is ahead of the world's, in nanoseconds.
     pub(crate) clock_ahead: u64,
     pub(crate) events: u64,
@@ -112,7 +112,7 @@ impl Host {
             victim: false,
             slow: false,
             full: false,
-            lies: None,
+            lies: Lies::default(),
             clock_ahead: 0,
             events: 0,
             spins: 0,
@@ -129,7 +129,7 @@ impl Host {
 
     /// Whether nobody waits for this host to end: it has ended, is gone, or is cast out.
     pub(crate) fn is_over(&self) -> bool {
-        self.done_at.is_some() || self.state == State::Down || self.lies == Some(Lies::Leases)
+        self.done_at.is_some() || self.state == State::Down || self.lies.as_holder
     }
 
     /// Starts the process.

@@ -160,6 +160,9 @@ struct Envelope<M> {
 /// its queue discipline have taken in.
 const CARD_BUFFER_BYTES: u64 = 128 << 10;
 
+/// Nor longer than this, on a slow one.
+const CARD_BUFFER_NANOS: u64 = 20 * MILLISECOND;
+
 /// The smallest frame: what TCP sends at once.
 const FRAME_BYTES_MIN: u64 = 16 << 10;
 
@@ -423,7 +426,7 @@ impl<M, T: Copy, E> Net<M, T, E> {
         let own = link.up.nanos(bytes);
         let wait = if link.busy {
             link.debt += own;
-            let card = link.up.nanos(CARD_BUFFER_BYTES);
+            let card = link.up.nanos(CARD_BUFFER_BYTES).min(CARD_BUFFER_NANOS);
             link.busy_until.saturating_sub(self.now).min(card)
         } else {
             // Bulk that begins now waits for it.

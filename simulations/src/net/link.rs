@@ -63,6 +63,9 @@ pub(crate) struct Pipe {
 /// is on its way to a busy port waits in its senders' sockets, each in its own connection.
 const PORT_BUFFER_BYTES: u64 = 1 << 20;
 
+/// Slow ports have smaller buffers, or a discipline that keeps them short.
+const PORT_BUFFER_NANOS: u64 = 50_000_000;
+
 impl Pipe {
     pub(crate) fn new(rate: f64) -> Self {
         Self {
@@ -95,7 +98,7 @@ impl Pipe {
     /// buffer holds.
     pub(crate) fn pass_control(&mut self, now: u64, at: u64, bytes: u64) -> u64 {
         let own = self.nanos(bytes);
-        let buffered = self.nanos(PORT_BUFFER_BYTES);
+        let buffered = self.nanos(PORT_BUFFER_BYTES).min(PORT_BUFFER_NANOS);
         let wait = self.free.saturating_sub(at).min(buffered);
         self.free = self.free.max(now) + own;
         at + wait + own

@@ -4,7 +4,7 @@ use shoal_protocol::event::Event;
 
 use super::{Happening, World, connections::RESET, peer};
 use crate::{
-    host::{BlobIndex, Lies, State},
+    host::{BlobIndex, State},
     net::{NodeIndex, StreamId},
 };
 
@@ -93,7 +93,7 @@ impl World {
         } else {
             stored.signer(index)
         };
-        let bytes = if self.hosts[from].lies == Some(Lies::Chunks) {
+        let bytes = if self.hosts[from].lies.as_server {
             Bytes::Corrupt
         } else if stored.wrong.contains(&index) {
             Bytes::Wrong

@@ -12,7 +12,7 @@ use super::{
     chunks::{Arrival, Bytes, Tag},
 };
 use crate::{
-    host::{BlobIndex, Lies},
+    host::BlobIndex,
     net::{NodeIndex, StreamId},
     scenario,
 };
@@ -166,7 +166,7 @@ impl World {
         };
         let last = index + 1 >= read.lease.end;
         let (host, blob) = (read.host, read.blob);
-        let lies = self.hosts[host].lies == Some(Lies::Leases);
+        let lies = self.hosts[host].lies.as_holder;
         let kind = self.content.blob(blob).kind;
         let arrival = Arrival {
             host,

@@ -13,7 +13,7 @@ use shoal_protocol::{
 
 use super::{Happening, World, connections::RESET, peer};
 use crate::{
-    host::{BlobIndex, Lies, State, store::Stored},
+    host::{BlobIndex, State, store::Stored},
     net::{Cut, MILLISECOND, NodeIndex},
     scenario::{Fault, Planned, Victim},
 };
@@ -160,8 +160,8 @@ impl World {
                 self.hosts[victim].full = true;
                 self.mend_after(ends_after, Mend::Disk(victim));
             }
-            Fault::CorruptChunks => self.hosts[victim].lies = Some(Lies::Chunks),
-            Fault::LyingHolder => self.hosts[victim].lies = Some(Lies::Leases),
+            Fault::CorruptChunks => self.hosts[victim].lies.as_server = true,
+            Fault::LyingHolder => self.hosts[victim].lies.as_holder = true,
             Fault::Partition { .. }
             | Fault::OriginOutage { .. }
             | Fault::OriginRefuses { .. }
@@ -379,7 +379,7 @@ impl World {
     }
 
     pub(super) fn ban(&mut self, id: NodeIndex, banned: NodeIndex) {
-        let honest = self.hosts[banned].lies != Some(Lies::Leases);
+        let honest = !self.hosts[banned].lies.as_holder;
         let seconds = self.seconds();
         self.checkers.ban(seconds, id, banned, honest);
         self.hosts[id].banned.insert(banned);
