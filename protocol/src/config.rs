@@ -2,7 +2,7 @@
 //!
 //! Numbers marked \[sim\] come from simulations of this algorithm on FIFO links.
 
-use crate::time::Duration;
+use crate::{mutation::Mutation, time::Duration};
 
 /// Settings of the exchange of one node.
 #[derive(Clone, Debug)]
@@ -121,9 +121,25 @@ pub struct Config {
     /// A machine whose clock jumped by more than this was asleep: what it granted or was granted
     /// may be in other hands.
     pub asleep_after: Duration,
+    /// A mistake to make on purpose, in tests.
+    #[cfg(feature = "mutations")]
+    pub mutation: Option<Mutation>,
 }
 
 impl Config {
+    /// Whether this mistake is to be made.
+    #[cfg(feature = "mutations")]
+    pub(crate) fn makes(&self, mutation: Mutation) -> bool {
+        self.mutation == Some(mutation)
+    }
+
+    /// Whether this mistake is to be made: never.
+    #[cfg(not(feature = "mutations"))]
+    #[expect(clippy::unused_self, reason = "the same signature as with the feature")]
+    pub(crate) fn makes(&self, _: Mutation) -> bool {
+        false
+    }
+
     /// Chunks of this size outstanding at most.
     pub(crate) fn outstanding_max(&self, chunk_bytes: u64) -> usize {
         (self.outstanding_bytes_max / chunk_bytes) as usize
@@ -178,6 +194,8 @@ impl Default for Config {
             tag_ttl: s(10),
             tag_timeout: s(3),
             asleep_after: s(3),
+            #[cfg(feature = "mutations")]
+            mutation: None,
         }
     }
 }

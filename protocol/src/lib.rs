@@ -21,6 +21,7 @@ mod link;
 mod membership;
 mod mesh;
 pub mod message;
+pub mod mutation;
 mod picker;
 pub mod reference;
 mod steward;

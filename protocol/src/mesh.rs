@@ -13,6 +13,7 @@ use crate::{
     event::Action,
     joining::Joining,
     message::{BlobKind, Hint, Lease, LeaseId, LeaseReport, Message, OriginFailure},
+    mutation::Mutation,
     picker,
     time::{Duration, Time},
 };
@@ -474,6 +475,9 @@ impl Mesh {
     /// No progress for so long means that the peer is stalled. Both its speed and our own count:
     /// a timer that ignores our own backlog makes one chunk in ten come twice on slow nodes [sim].
     fn request_timeout(ctx: &mut Ctx, peer: Peer) -> Duration {
+        if ctx.config.makes(Mutation::HastyTimers) {
+            return ctx.config.request_timeout / 10;
+        }
         let own = ctx.chunk_time.get();
         let theirs = ctx.link(peer).chunk_time.get();
         (own.max(theirs) * 4).clamp(ctx.config.request_timeout, REQUEST_TIMEOUT_MAX)
@@ -637,7 +641,8 @@ impl Mesh {
                 link.stalls = 0;
                 ctx.chunk_time.sample(took);
             }
-            self.drop_flight(ctx, chunk, flight.peer, !delivered);
+            let cancel = !delivered && !ctx.config.makes(Mutation::NoEndgameCancel);
+            self.drop_flight(ctx, chunk, flight.peer, cancel);
         }
         if !self.have.insert(chunk) {
             return;
@@ -924,6 +929,9 @@ impl Mesh {
         let Some(steward) = self.joining.acting else {
             return;
         };
+        if ctx.config.makes(Mutation::NoLost) {
+            return;
+        }
         let mut missing = Bitfield::full(self.have.len());
         missing.subtract(&self.have);
         let chunks: Vec<u32> = missing.iter().take(LOST_MAX).collect();

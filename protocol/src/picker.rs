@@ -3,7 +3,7 @@
 
 use rand::RngExt as _;
 
-use crate::{chunk::Bitfield, ctx::Ctx, directory::Peer, mesh::Mesh};
+use crate::{chunk::Bitfield, ctx::Ctx, directory::Peer, mesh::Mesh, mutation::Mutation};
 
 /// The next request to make for this blob, if there is one to be made.
 pub(crate) fn next(mesh: &Mesh, ctx: &mut Ctx) -> Option<(u32, Peer)> {
@@ -78,6 +78,9 @@ fn head_of_a_reader(mesh: &Mesh, candidates: &Bitfield) -> Option<u32> {
 }
 
 fn rarest(mesh: &Mesh, ctx: &mut Ctx, candidates: &Bitfield) -> Option<u32> {
+    if ctx.config.makes(Mutation::InOrder) {
+        return candidates.next_set(0);
+    }
     let window = window(mesh, ctx);
     if ctx.rng.random::<f64>() < ctx.config.oldest_share
         && let Some(oldest) = candidates.next_set(window.start)

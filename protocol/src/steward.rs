@@ -16,6 +16,7 @@ use crate::{
     keeper,
     limits::{BLOB_BYTES_MAX, CHUNK_BYTES, PROVIDERS_MAX},
     message::{BlobKind, Lease, LeaseId, LeaseReport, Message, OriginFailure},
+    mutation::Mutation,
     reference::Upstream,
     time::{Duration, Time},
 };
@@ -227,7 +228,8 @@ impl Steward {
             .filter_map(|(id, grant)| {
                 let silent = ctx.now.since(grant.heard) >= ctx.config.lease_silence;
                 let stalled = ctx.now.since(grant.moved) >= ctx.config.lease_stall;
-                (silent || stalled).then_some((*id, silent))
+                let late = silent || stalled;
+                (late && !ctx.config.makes(Mutation::NoRevocation)).then_some((*id, silent))
             })
             .collect();
         for (id, silent) in late {
@@ -876,6 +878,12 @@ impl Steward {
                 .is_some_and(|(.., again)| *again > ctx.now);
             !joiner.upstreams.is_empty() && !joiner.silent && !refused && ctx.is_live(peer)
         };
+        if ctx.config.makes(Mutation::LeasesWithoutCap) {
+            let mut joiners = self.joiners.iter();
+            return joiners
+                .find(|(peer, joiner)| is_able(ctx, **peer, joiner))
+                .map(|(peer, _)| *peer);
+        }
         let active = |peer: Peer| {
             let of_peer = |grant: &&Grant| grant.holder == peer;
             self.grants.values().filter(of_peer).count()

@@ -12,6 +12,7 @@ use crate::{
     event::Action,
     link::Ewma,
     message::Message,
+    mutation::Mutation,
     time::{Duration, Time},
 };
 use rand::RngExt as _;
@@ -59,7 +60,8 @@ impl Uploads {
         if self.queue.contains(&upload) || self.active.iter().any(|(other, _)| *other == upload) {
             return;
         }
-        if self.queue.len() >= ctx.config.upload_queue {
+        let unbounded = ctx.config.makes(Mutation::UploadsWithoutBound);
+        if self.queue.len() >= ctx.config.upload_queue && !unbounded {
             let chunks = ctx.rng.random_range(1.5..7.5);
             let retry = self
                 .per_chunk()
@@ -135,6 +137,9 @@ impl Uploads {
 
     /// How many chunks are sent at once: what the uplink sends in the configured time.
     fn slots(&self, ctx: &Ctx) -> usize {
+        if ctx.config.makes(Mutation::UploadsWithoutBound) {
+            return usize::from(u16::MAX);
+        }
         let fit = ctx.config.upload_time.as_secs_f64() / self.per_chunk().as_secs_f64();
         (fit as usize).clamp(ctx.config.upload_slots, ctx.config.upload_slots_max)
     }

@@ -143,8 +143,12 @@ struct Stream<T> {
     not_before: u64,
     queued: bool,
     paced: bool,
+    /// Whether its last frame so far is leaving.
+    leaving: bool,
     /// Nothing more is to come of it.
     over: bool,
+    /// It was cut off.
+    cut: bool,
 }
 
 #[derive(Debug)]
@@ -313,8 +317,11 @@ impl<M, T: Copy, E> Net<M, T, E> {
                 self.links[node as usize].busy = false;
                 self.serve(node as usize);
                 let slot = left?;
+                let stream = &mut self.streams[slot as usize];
+                stream.leaving = false;
+                self.reuse(slot);
                 let stream = &self.streams[slot as usize];
-                if !stream.over {
+                if !stream.cut {
                     return Some(Fact::Left {
                         id: Self::id(slot, stream),
                         tag: stream.then.back().copied().unwrap_or(stream.tag),
@@ -584,7 +591,9 @@ impl<M, T: Copy, E> Net<M, T, E> {
             not_before: 0,
             queued: false,
             paced: false,
+            leaving: false,
             over: false,
+            cut: false,
         };
         let slot = if let Some(slot) = self.free_streams.pop() {
             let generation = self.streams[slot as usize].generation + 1;
@@ -616,6 +625,7 @@ impl<M, T: Copy, E> Net<M, T, E> {
     pub(crate) fn cancel(&mut self, id: StreamId) {
         if let Some(stream) = self.stream_mut(id) {
             stream.over = true;
+            stream.cut = true;
             self.reuse(id.slot);
         }
     }
@@ -636,7 +646,8 @@ impl<M, T: Copy, E> Net<M, T, E> {
     /// A slot whose stream is over and has left the network serves the next one.
     fn reuse(&mut self, slot: u32) {
         let stream = &mut self.streams[slot as usize];
-        if stream.over && stream.frames_out == 0 && !stream.queued && !stream.paced {
+        let idle = !stream.queued && !stream.paced && !stream.leaving;
+        if stream.over && stream.frames_out == 0 && idle {
             // So that it is freed once.
             stream.frames_out = u32::MAX;
             self.free_streams.push(slot);
@@ -686,6 +697,7 @@ impl<M, T: Copy, E> Net<M, T, E> {
         stream.under_way += bytes;
         stream.frames_out += 1;
         let last = stream.left == 0;
+        stream.leaving = last;
         let to = stream.to as usize;
         let link = &mut self.links[from];
         let begins = link.up.free.max(self.now);
@@ -864,10 +876,11 @@ impl<M, T: Copy, E> Net<M, T, E> {
             let (from, to) = (stream.from as usize, stream.to as usize);
             if !stream.over && broken(from, to) {
                 stream.over = true;
+                stream.cut = true;
                 cuts.push(Cut {
                     tag: stream.tag,
                     from,
-                    unsent: stream.left > 0,
+                    unsent: stream.left > 0 || stream.leaving,
                 });
                 self.reuse(slot as u32);
             }
