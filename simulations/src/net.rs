@@ -143,8 +143,9 @@ struct Stream<T> {
     not_before: u64,
     queued: bool,
     paced: bool,
-    /// Whether its last frame so far is leaving.
+    /// Whether its last frame so far is leaving, and when that has left.
     leaving: bool,
+    left_at: u64,
     /// Nothing more is to come of it.
     over: bool,
     /// It was cut off.
@@ -592,6 +593,7 @@ impl<M, T: Copy, E> Net<M, T, E> {
             queued: false,
             paced: false,
             leaving: false,
+            left_at: 0,
             over: false,
             cut: false,
         };
@@ -704,6 +706,7 @@ impl<M, T: Copy, E> Net<M, T, E> {
         let took = link.up.nanos(bytes);
         let free = begins + took + std::mem::take(&mut link.debt);
         let stream = &mut self.streams[slot as usize];
+        stream.left_at = free;
         if stream.nanos_per_byte > 0.0 {
             let pause = (bytes as f64 * stream.nanos_per_byte) as u64;
             stream.not_before = stream.not_before.max(begins) + pause;
@@ -766,7 +769,10 @@ impl<M, T: Copy, E> Net<M, T, E> {
             slowest = slowest.max(self.pipe(*place).nanos(size));
         }
         let link = &mut self.links[to];
-        let through = link.down.pass(self.now, size).max(self.now + slowest);
+        // Nor earlier than it can be here at all, with what was sent in between.
+        let left_at = self.streams[slot as usize].left_at;
+        let earliest = (self.now + slowest).max(left_at + 1);
+        let through = link.down.pass(self.now, size).max(earliest);
         let through = (through + link.extra_latency).max(link.bulk_delivered);
         link.bulk_delivered = through;
         self.queue
