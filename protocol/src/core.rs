@@ -399,7 +399,7 @@ impl Core {
                     return;
                 }
                 if let Some(mesh) = self.meshes.get_mut(&blob) {
-                    mesh.rejected(&mut self.ctx, from, index);
+                    mesh.rejected(&mut self.ctx, from, index, corrupt);
                 }
                 if corrupt {
                     self.strike(from, blob, index);

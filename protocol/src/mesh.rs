@@ -621,8 +621,13 @@ impl Mesh {
         self.late_at = deadlines.min().unwrap_or(Time::NEVER);
     }
 
-    /// A chunk was refused on arrival: ask someone else.
-    pub(crate) fn rejected(&mut self, ctx: &mut Ctx, from: Peer, chunk: u32) {
+    /// A chunk was refused on arrival: ask someone else. Where that is not the sender's fault it
+    /// would come the same way again: until the sender says that it has another, it has none.
+    pub(crate) fn rejected(&mut self, ctx: &mut Ctx, from: Peer, chunk: u32, corrupt: bool) {
+        if !corrupt {
+            self.missing(ctx, from, chunk);
+            return;
+        }
         self.drop_flight(ctx, chunk, from, false);
     }
 

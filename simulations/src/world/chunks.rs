@@ -254,7 +254,7 @@ impl World {
                 from: peer(from),
                 blob,
                 index,
-                corrupt: true,
+                corrupt: bytes == Bytes::Corrupt,
             };
             self.checkers.rejected += 1;
             self.feed(id, rejected);
