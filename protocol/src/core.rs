@@ -384,6 +384,10 @@ impl Core {
                 }
                 if let Some(mesh) = self.meshes.get_mut(&blob) {
                     mesh.stored(&mut self.ctx, from, index);
+                    if from.is_some() && mesh.phase == Phase::Auditing {
+                        // It was being written when the audit began, which trusts no peer.
+                        self.ctx.act(Action::DropForeign { blob });
+                    }
                 }
             }
             Event::ChunkRejected {

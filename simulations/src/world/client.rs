@@ -223,6 +223,8 @@ impl World {
         let Some(stored) = self.hosts[id].blob_mut(index) else {
             return;
         };
+        // Whoever asks again opens the file again, which is hashed anew.
+        stored.reopened();
         if std::mem::take(&mut stored.wanted) {
             let at = self.net.now() + RETRY;
             self.net.at(at, Happening::Retry(id as u32, index));
