@@ -144,6 +144,12 @@ impl Scenario {
                     .with_context(|| format!("there is no fault {count}"))?
                     .left_out = true;
             }
+            #[cfg(feature = "mutations")]
+            "mutation" => {
+                let mutations = shoal_protocol::mutation::Mutation::ALL;
+                let mutation = mutations.get(count).copied();
+                config.mutation = Some(mutation.context("there is no such mutation")?);
+            }
             "degree" => config.degree = count,
             "degree_max" => config.degree_max = count,
             "outstanding_min" => config.outstanding_min = count,

@@ -3,15 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use shoal_protocol::{
-    core::Core,
-    message::{Lease, Message},
-};
+use shoal_protocol::{core::Core, message::Message};
 
 use crate::{
-    host::BlobIndex,
     net::{Net, NodeIndex},
-    scenario::{Fault, Scenario},
+    scenario::{Fault, Limits, Scenario},
 };
 
 /// More of the same would say nothing new.
@@ -19,6 +15,9 @@ const KEPT_MAX: usize = 8;
 
 /// Bulk connections of a node at most.
 const BULK_MAX: usize = 64;
+
+/// What no bound counts: manifests, first bytes, the last chunks.
+const SLACK_SECONDS: f64 = 0.5;
 
 #[derive(Debug, Default)]
 pub(crate) struct Checkers {
@@ -57,6 +56,12 @@ pub(crate) struct Checkers {
     pub(crate) connections_peak: u32,
     /// Bytes that the busiest uplink sent, by the bytes of one pull.
     pub(crate) upload_most: f64,
+    /// Seconds that a node which nothing struck went without any chunk, at most.
+    pub(crate) gap_seconds: f64,
+    /// What one node read from the origin, over its even share.
+    pub(crate) holder_most: f64,
+    pub(crate) uncancelled: u64,
+    sending_max: usize,
 }
 
 impl Checkers {
@@ -64,6 +69,11 @@ impl Checkers {
         Self {
             may_refuse: scenario.may_refuse(),
             kept_max: KEPT_MAX,
+            // Four times as many where some do not move, as the machine has it.
+            sending_max: scenario
+                .limits
+                .sending
+                .unwrap_or(4 * scenario.config.upload_slots_max),
             ..Self::default()
         }
     }
@@ -145,8 +155,6 @@ impl Checkers {
         }
     }
 
-    pub(crate) fn lease_read(&mut self, _blob: BlobIndex, _lease: &Lease) {}
-
     pub(crate) fn origin_request(&mut self, open: usize, manifest: bool) {
         self.streams_peak = self.streams_peak.max(open);
         self.requests += 1;
@@ -157,6 +165,48 @@ impl Checkers {
         self.peer_bytes += bytes;
         if !expected {
             self.wasted_bytes += bytes;
+        }
+    }
+
+    /// A node is sending so many chunks.
+    pub(crate) fn sending(&mut self, host: NodeIndex, count: usize) {
+        let most = self.sending_max;
+        self.ensure(count <= most, || {
+            format!("node {host} sends {count} chunks at once")
+        });
+    }
+
+    /// A node stored a chunk after so long without any.
+    pub(crate) fn gap(&mut self, seconds: f64) {
+        self.gap_seconds = self.gap_seconds.max(seconds);
+    }
+
+    /// Holds what was counted to what the scenario allows.
+    pub(crate) fn hold(&mut self, limits: &Limits, longest: f64, bound: f64, copies: f64) {
+        let wasted = self.wasted_bytes as f64 / self.peer_bytes.max(1) as f64;
+        let ratio = (longest - SLACK_SECONDS) / bound;
+        let held = [
+            ("bounds that the longest pull took", ratio, limits.ratio),
+            (
+                "seconds without a chunk",
+                self.gap_seconds,
+                limits.gap_seconds,
+            ),
+            ("copies from the origin", copies, limits.copies),
+            ("of the bytes from peers in vain", wasted, limits.wasted),
+            ("even shares of one holder", self.holder_most, limits.holder),
+            (
+                "chunks that came though nobody waited, and whose senders were not told",
+                self.uncancelled as f64,
+                limits.uncancelled.map(|most| most as f64),
+            ),
+        ];
+        for (what, value, limit) in held {
+            if let Some(limit) = limit {
+                self.ensure(value <= limit || value.is_nan(), || {
+                    format!("{value:.3} {what}, more than {limit}")
+                });
+            }
         }
     }
 

@@ -83,6 +83,14 @@ pub(crate) struct Host {
     pub(crate) lies: Lies,
     /// What its clock is ahead of the world's, in nanoseconds.
     pub(crate) clock_ahead: u64,
+    /// When a chunk was last stored.
+    pub(crate) progress_at: u64,
+    /// Bytes that it read from the origin.
+    pub(crate) from_origin: u64,
+    /// Chunks that it is sending.
+    pub(crate) sending: usize,
+    /// Chunks that it no longer waits for, and whose senders were not told.
+    pub(crate) withdrawn: BTreeSet<(NodeIndex, BlobIndex, u32)>,
     pub(crate) events: u64,
     /// Calls in a row after which the machine wanted to be called again at once.
     pub(crate) spins: u32,
@@ -114,6 +122,10 @@ impl Host {
             full: false,
             lies: Lies::default(),
             clock_ahead: 0,
+            progress_at: 0,
+            from_origin: 0,
+            sending: 0,
+            withdrawn: BTreeSet::new(),
             events: 0,
             spins: 0,
         }
@@ -159,6 +171,8 @@ impl Host {
         self.expected.clear();
         self.reads.clear();
         self.banned.clear();
+        self.withdrawn.clear();
+        self.sending = 0;
         self.spins = 0;
         for stored in self.blobs.iter_mut().flatten() {
             stored.reopened();

@@ -50,6 +50,12 @@ pub(crate) struct Report {
     pub(crate) messages: u64,
     /// What the busiest node sent, over the bytes of the images.
     pub(crate) upload_most: f64,
+    /// What one node read from the origin, over its even share.
+    pub(crate) holder_most: f64,
+    /// Seconds that a node which nothing struck went without any chunk, at most.
+    pub(crate) longest_gap_seconds: f64,
+    /// Chunks that came though nobody waited, and whose senders were not told.
+    pub(crate) uncancelled: u64,
     pub(crate) bulk_connections_peak: usize,
     pub(crate) bulk_refused: u64,
     /// Until all nodes saw all nodes, where they had to find each other.
@@ -131,6 +137,9 @@ impl Report {
             membership_share: checkers.swim_bytes as f64 / pulled.max(1) as f64,
             messages: checkers.messages,
             upload_most: checkers.upload_most,
+            holder_most: checkers.holder_most,
+            longest_gap_seconds: checkers.gap_seconds,
+            uncancelled: checkers.uncancelled,
             bulk_connections_peak: checkers.bulk_peak,
             bulk_refused: checkers.bulk_refused,
             settled_seconds: checkers.settled_nanos as f64 / 1e9,
@@ -202,6 +211,11 @@ impl fmt::Display for Report {
             f,
             "  {} messages, {} actions, {} steps, settled in {:.2} s, trace {}",
             self.messages, self.actions, self.steps, self.settled_seconds, self.trace_hash,
+        )?;
+        writeln!(
+            f,
+            "  longest gap {:.2} s, largest holder {:.1} even shares, {} not cancelled",
+            self.longest_gap_seconds, self.holder_most, self.uncancelled
         )?;
         if !self.struck_seconds.is_empty() {
             writeln!(

@@ -51,8 +51,29 @@ pub(crate) struct Scenario {
     pub(crate) two_views: bool,
     /// Settings of every node.
     pub(crate) config: Config,
+    /// What may not be exceeded.
+    pub(crate) limits: Limits,
     /// What was changed by name, as on the command line.
     pub(crate) changed: Vec<String>,
+}
+
+/// What a world may not exceed. What every world is held to stands with the checkers.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Limits {
+    /// The longest pull, over the bound, half a second apart.
+    pub(crate) ratio: Option<f64>,
+    /// Seconds that a node which nothing struck goes without any chunk.
+    pub(crate) gap_seconds: Option<f64>,
+    /// Bytes from the origin over those of the images.
+    pub(crate) copies: Option<f64>,
+    /// Bytes that nobody waited for any more, over all from peers.
+    pub(crate) wasted: Option<f64>,
+    /// Bytes that one node reads from the origin, over its even share.
+    pub(crate) holder: Option<f64>,
+    /// Chunks that a node sends at once.
+    pub(crate) sending: Option<usize>,
+    /// Chunks that came although nobody waited, and whose sender was not told.
+    pub(crate) uncancelled: Option<u64>,
 }
 
 /// An image to be.

@@ -1,3 +1,6 @@
+#[cfg(feature = "mutations")]
+mod mutations;
+
 use crate::{
     report::Report,
     scenario::{MIB, NAMES, Scenario},

@@ -5,7 +5,8 @@
 use shoal_protocol::{config::Config, time::Duration};
 
 use super::{
-    BOOTING_MAX, Fault, GBIT, Image, Layout, MBIT, MIB, Machine, Origin, Planned, Scenario, Victim,
+    BOOTING_MAX, Fault, GBIT, Image, Layout, Limits, MBIT, MIB, Machine, Origin, Planned, Scenario,
+    Victim,
 };
 
 /// Names, and what they are about.
@@ -165,6 +166,7 @@ impl Scenario {
             settled: nodes > BOOTING_MAX,
             two_views: false,
             config: Config::default(),
+            limits: Limits::default(),
             changed: Vec::new(),
         }
     }
@@ -178,6 +180,17 @@ impl Scenario {
         world.origin.rate = rate;
         world.images[0].bytes = 256 * MIB;
         world.images[0].layers = 5;
+        // What a fault may cost is in them; without one the worlds stay well below.
+        world.limits = Limits {
+            ratio: Some(1.25),
+            gap_seconds: Some(2.5),
+            copies: Some(1.05),
+            wasted: Some(0.02),
+            holder: Some(4.0),
+            // So slow an uplink has the fewest slots, four times as many where receivers stall.
+            sending: Some(4 * world.config.upload_slots),
+            uncancelled: Some(0),
+        };
         let latency = Duration::from_micros(250);
         world.layout.latency_rack = latency;
         world.layout.latency_zone = latency;
@@ -299,11 +312,17 @@ impl Scenario {
             "steward-killed" => self.faults = vec![fault(0.4, kill, Victim::Steward)],
             "steward-frozen" => self.faults = vec![fault(0.4, freeze, Victim::Steward)],
             "warm" => {
+                self.limits.ratio = Some(1.6);
+                self.limits.wasted = Some(0.08);
                 self.warm = 2;
                 self.origin.away = true;
             }
             "late" => self.late = 4,
-            "throttled" => self.origin.streams_max = Some(2),
+            "throttled" => {
+                self.origin.streams_max = Some(2);
+                self.limits.ratio = Some(2.0);
+                self.limits.wasted = Some(0.08);
+            }
             _ => {}
         }
     }

@@ -4,7 +4,7 @@
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use shoal_protocol::time::Duration;
 
-use super::{Fault, Image, MBIT, MIB, Planned, Scenario, Victim};
+use super::{Fault, Image, Limits, MBIT, MIB, Planned, Scenario, Victim};
 
 /// Nodes of a random world.
 const NODES: std::ops::RangeInclusive<usize> = 5..=60;
@@ -25,6 +25,7 @@ impl Scenario {
         let mut world = Self::lan(nodes);
         "random".clone_into(&mut world.name);
         world.seed = seed;
+        world.limits = Limits::default();
         world.draw_links(rng);
         world.draw_images(rng);
         world.draw_start(rng);

@@ -71,6 +71,8 @@ impl World {
         let len = f64::from(self.content.chunk_len(blob, index));
         let now = self.net.now();
         let host = &mut self.hosts[from];
+        host.sending += 1;
+        self.checkers.sending(from, host.sending);
         host.read_at = host.read_at.max(now) + (len / self.scenario.machine.disk_read * 1e9) as u64;
         let send = Happening::Send {
             from: from as u32,
@@ -141,6 +143,8 @@ impl World {
         {
             let blob = self.content.blob(blob).digest;
             let to = peer(to as usize);
+            let sending = &mut self.hosts[from as usize].sending;
+            *sending = sending.saturating_sub(1);
             self.fact(RESET, from as usize, Event::ChunkSent { to, blob, index });
         }
     }
@@ -157,6 +161,8 @@ impl World {
             } => {
                 let blob = self.content.blob(blob).digest;
                 let to = peer(to as usize);
+                let sending = &mut self.hosts[from as usize].sending;
+                *sending = sending.saturating_sub(1);
                 self.feed(from as usize, Event::ChunkSent { to, blob, index });
             }
             Tag::Origin { read, .. } => self.origin_sent(id, read),
@@ -200,6 +206,9 @@ impl World {
                 let len = u64::from(self.content.chunk_len(blob, index));
                 let expected = self.hosts[to].expected.contains(&(from, blob, index));
                 self.checkers.chunk(len, expected);
+                if !expected && self.hosts[to].withdrawn.remove(&(from, blob, index)) {
+                    self.checkers.uncancelled += 1;
+                }
                 if expected {
                     self.checked_and_written(Arrival {
                         host: to,
@@ -268,7 +277,14 @@ impl World {
             return;
         };
         let signer = (signer != u32::MAX).then_some(signer as usize);
+        let now = self.net.now();
         stored.insert(index, signer, bytes != Bytes::Right);
+        let host = &mut self.hosts[id];
+        let since = host.progress_at.max(host.started_at.unwrap_or(now));
+        host.progress_at = now;
+        if !host.victim && !host.slow && host.done_at.is_none() {
+            self.checkers.gap((now - since.min(now)) as f64 / 1e9);
+        }
         self.goes_on(id, index_of_blob);
         self.feed(
             id,

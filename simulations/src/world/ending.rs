@@ -58,6 +58,16 @@ impl World {
     pub(super) fn report(mut self) -> Report {
         let (counted, struck) = self.times();
         self.checkers.ended(&self.scenario, self.origin, &self.net);
+        let layers = self.scenario.layer_sizes();
+        let once: u64 = layers.iter().flatten().sum();
+        let most = self.hosts.iter().map(|host| host.from_origin).max();
+        let even = once as f64 / self.scenario.nodes as f64;
+        self.checkers.holder_most = most.unwrap_or_default() as f64 / even;
+        let copies = self.net.sent_bulk(self.origin) as f64 / once as f64;
+        let longest = counted.last().copied().unwrap_or(f64::NAN);
+        let bound = self.scenario.lower_bound();
+        self.checkers
+            .hold(&self.scenario.limits, longest, bound, copies);
         Report::new(
             &self.scenario,
             counted,

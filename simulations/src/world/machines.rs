@@ -2,6 +2,7 @@
 
 use shoal_protocol::{
     event::{Action, Event},
+    message::Message,
     time::Time,
 };
 
@@ -104,9 +105,12 @@ impl World {
             }
             Action::Unexpect { from, blob, index } => {
                 let blob = self.content.index(&blob);
-                self.hosts[id]
-                    .expected
-                    .remove(&(from.0 as usize, blob, index));
+                let chunk = (from.0 as usize, blob, index);
+                let host = &mut self.hosts[id];
+                host.expected.remove(&chunk);
+                if self.scenario.limits.uncancelled.is_some() && self.scenario.faults.is_empty() {
+                    host.withdrawn.insert(chunk);
+                }
             }
             Action::ReadOrigin { blob, lease, .. } => {
                 let blob = self.content.index(&blob);
@@ -171,14 +175,31 @@ impl World {
     }
 
     /// Bytes of a message are counted, and it goes out.
-    pub(super) fn post(
-        &mut self,
-        from: NodeIndex,
-        to: NodeIndex,
-        message: shoal_protocol::message::Message,
-    ) {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "most messages are not watched"
+    )]
+    pub(super) fn post(&mut self, from: NodeIndex, to: NodeIndex, message: Message) {
         let bytes = crate::bytes::on_the_wire(&message);
         self.checkers.control(&message, bytes);
+        match &message {
+            Message::Cancel { blob, index } => {
+                let blob = self.content.index(blob);
+                self.hosts[from].withdrawn.remove(&(to, blob, *index));
+            }
+            Message::Announce { held, .. } => {
+                for (blob, ..) in held {
+                    let index = self.content.index(blob);
+                    let verified = self.hosts[from]
+                        .blob(index)
+                        .is_some_and(|stored| stored.verified);
+                    self.checkers.ensure(verified, || {
+                        format!("node {from} calls {} complete, which is not", blob.short())
+                    });
+                }
+            }
+            _ => {}
+        }
         self.net.send(from, to, bytes, message);
     }
 

@@ -68,7 +68,6 @@ impl World {
         };
         self.registry.reads.insert(number, read);
         self.hosts[host].reads.insert((blob, lease.id), number);
-        self.checkers.lease_read(blob, &lease);
         let first_byte = self.scenario.origin.first_byte.as_nanos() as u64;
         let at = self.net.now() + 2 * self.net.latency(host, self.origin) + first_byte;
         self.net.at(at, Happening::Answer(number));
@@ -166,6 +165,7 @@ impl World {
         };
         let last = index + 1 >= read.lease.end;
         let (host, blob) = (read.host, read.blob);
+        self.hosts[host].from_origin += u64::from(self.content.chunk_len(blob, index));
         let lies = self.hosts[host].lies.as_holder;
         let kind = self.content.blob(blob).kind;
         let arrival = Arrival {
