@@ -208,9 +208,11 @@ impl Runtime<Id> for Effects {
                 // It was started again before anyone missed it, and knows nothing any more.
                 self.outputs.push(Output::Up(new.peer));
             }
-            Notification::Rename(..) => {}
             Notification::Rejoin(id) => self.renewed = Some(*id),
-            Notification::Active | Notification::Idle | Notification::Defunct => {}
+            Notification::Rename(..)
+            | Notification::Active
+            | Notification::Idle
+            | Notification::Defunct => {}
         }
     }
 

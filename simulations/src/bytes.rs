@@ -60,7 +60,6 @@ fn size(size: Option<u64>) -> u64 {
 pub(crate) fn on_the_wire(message: &Message) -> u64 {
     let body = match message {
         Message::Swim(packet) => int(packet.len() as u64) + packet.len() as u64,
-        Message::MembersHash(_) => 9,
         Message::Members { page, .. } => 4 + page.len() as u64 * (RECORD + 9 + 3 + 1),
         Message::Join {
             size: of,
@@ -135,7 +134,7 @@ pub(crate) fn on_the_wire(message: &Message) -> u64 {
         Message::Proof { .. } => DIGEST + 5 + 32 + 32 + 5 + 64,
         Message::AskTag { .. } => 96,
         Message::Tag { .. } => 200,
-        Message::AskStats { .. } => 9,
+        Message::MembersHash(_) | Message::AskStats { .. } => 9,
         Message::Stats { json, .. } => 9 + 5 + json.len() as u64,
     };
     FRAMING + HEAD + body

@@ -42,7 +42,7 @@ pub(crate) struct Lies {
 pub(crate) struct Pull {
     pub(crate) manifest: BlobIndex,
     /// Layers that the client has not asked for yet.
-    pub(crate) to_pull: VecDeque<BlobIndex>,
+    pub(crate) next: VecDeque<BlobIndex>,
     pub(crate) pulling: BTreeSet<BlobIndex>,
     /// Blobs that the client still lacks, the manifest included.
     pub(crate) missing: BTreeSet<BlobIndex>,

@@ -72,12 +72,12 @@ pub(crate) enum Fact<M, T, E> {
     },
     /// Bytes of a stream were read since the last such fact; told about every 100 ms of a stream
     /// that takes longer.
-    Progress { id: StreamId, tag: T, bytes: u64 },
+    Progress { tag: T, bytes: u64 },
     /// The last byte that a stream was given has left its sender. More may be given
     /// ([`Net::extend`]); the stream is over when the last byte is read.
     Left { id: StreamId, tag: T },
     /// The last byte that a stream was given was read. `bytes` since the last progress.
-    Read { id: StreamId, tag: T, bytes: u64 },
+    Read { tag: T, bytes: u64 },
 }
 
 /// What is told of a stream that was cut off.
@@ -304,11 +304,6 @@ impl<M, T: Copy, E> Net<M, T, E> {
     /// How many steps the network has taken, as a measure of work.
     pub(crate) fn steps(&self) -> u64 {
         self.steps
-    }
-
-    /// How many steps wait.
-    pub(crate) fn waiting(&self) -> usize {
-        self.queue.len()
     }
 
     fn step(&mut self, step: Step<E>) -> Option<Fact<M, T, E>> {
@@ -789,10 +784,8 @@ impl<M, T: Copy, E> Net<M, T, E> {
             self.reuse(slot);
             return None;
         }
-        let to = stream.to as usize;
         stream.untold += u64::from(bytes);
-        let (id, tag) = (Self::id(slot, stream), stream.tag);
-        self.links[to].read_bulk += u64::from(bytes);
+        let tag = stream.tag;
         if last {
             let stream = &mut self.streams[slot as usize];
             let bytes = std::mem::take(&mut stream.untold);
@@ -804,7 +797,7 @@ impl<M, T: Copy, E> Net<M, T, E> {
             }
             self.offer(slot);
             self.reuse(slot);
-            return Some(Fact::Read { id, tag, bytes });
+            return Some(Fact::Read { tag, bytes });
         }
         self.offer(slot);
         let stream = &mut self.streams[slot as usize];
@@ -813,7 +806,7 @@ impl<M, T: Copy, E> Net<M, T, E> {
         }
         stream.told = now;
         let bytes = std::mem::take(&mut stream.untold);
-        Some(Fact::Progress { id, tag, bytes })
+        Some(Fact::Progress { tag, bytes })
     }
 
     // --- what goes wrong ---
@@ -917,11 +910,6 @@ impl<M, T: Copy, E> Net<M, T, E> {
         self.links[node].sent_control
     }
 
-    /// Bulk bytes that a node has read, of streams that were not cut off.
-    pub(crate) fn read_bulk(&self, node: NodeIndex) -> u64 {
-        self.links[node].read_bulk
-    }
-
     /// When a node's last bulk byte left.
     pub(crate) fn sent_until(&self, node: NodeIndex) -> u64 {
         self.links[node].sent_until
@@ -942,7 +930,6 @@ impl<M, T: Copy, E> Net<M, T, E> {
         for link in &mut self.links {
             link.sent_bulk = 0;
             link.sent_control = 0;
-            link.read_bulk = 0;
             link.sent_until = self.now;
         }
         self.meter = Meter {

@@ -158,7 +158,7 @@ impl Default for Machine {
 impl Scenario {
     /// Bytes of each layer of each image, as the seed draws them.
     pub(crate) fn layer_sizes(&self) -> Vec<Vec<u64>> {
-        let mut rng = StdRng::seed_from_u64(self.seed ^ 0x1a7e_75);
+        let mut rng = StdRng::seed_from_u64(self.seed ^ 0x001a_7e75);
         self.images
             .iter()
             .map(|image| image.layers(&mut rng))
@@ -168,7 +168,7 @@ impl Scenario {
     /// Which images each host pulls, as the seed draws them. Those that hold everything from the
     /// start pull nothing.
     pub(crate) fn wanted(&self) -> Vec<Vec<usize>> {
-        let mut rng = StdRng::seed_from_u64(self.seed ^ 0x3a47_ed);
+        let mut rng = StdRng::seed_from_u64(self.seed ^ 0x003a_47ed);
         let mut all: Vec<usize> = (0..self.images.len()).collect();
         (0..self.nodes)
             .map(|host| {
@@ -185,7 +185,7 @@ impl Scenario {
 
     /// Which hosts are slow from the start, as the seed draws them.
     pub(crate) fn slow(&self) -> Vec<bool> {
-        let mut rng = StdRng::seed_from_u64(self.seed ^ 0x0051_0e);
+        let mut rng = StdRng::seed_from_u64(self.seed ^ 0x0000_510e);
         let count = (self.slow_share * self.nodes as f64).round() as usize;
         let mut slow = vec![false; self.nodes];
         slow[..count.min(self.nodes)].fill(true);

@@ -139,8 +139,6 @@ pub(crate) struct Link {
     /// Bytes that left.
     pub(crate) sent_bulk: u64,
     pub(crate) sent_control: u64,
-    /// Bytes that were read.
-    pub(crate) read_bulk: u64,
     /// When the last bulk byte left.
     pub(crate) sent_until: u64,
 }
@@ -173,7 +171,6 @@ impl Link {
             side: 0,
             sent_bulk: 0,
             sent_control: 0,
-            read_bulk: 0,
             sent_until: 0,
         }
     }

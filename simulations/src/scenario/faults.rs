@@ -56,8 +56,6 @@ pub(crate) enum Victim {
     Steward,
     /// A node that is pulling.
     Any,
-    /// This one, whatever it does.
-    Node(usize),
     /// Not a node.
     World,
 }

@@ -19,7 +19,7 @@ const CHUNK: u64 = 256 << 10;
 impl Scenario {
     /// The world that this seed draws.
     pub(crate) fn random(seed: u64) -> Self {
-        let mut rng = StdRng::seed_from_u64(seed ^ 0x5e_ed0f_a11);
+        let mut rng = StdRng::seed_from_u64(seed ^ 0x0005_eed0_fa11);
         let rng = &mut rng;
         let nodes = rng.random_range(NODES);
         let mut world = Self::lan(nodes);
@@ -172,12 +172,22 @@ impl Scenario {
                 | Fault::OriginRefuses { .. }
                 | Fault::RollingRestart { .. } => Victim::World,
                 Fault::LyingHolder if !self.origin.away => Victim::Holder,
-                _ => [Victim::Holder, Victim::Steward, Victim::Any][rng.random_range(0..3)],
+                Fault::Kill { .. }
+                | Fault::Freeze { .. }
+                | Fault::Slow { .. }
+                | Fault::Delay { .. }
+                | Fault::ClockJump { .. }
+                | Fault::FullDisk { .. }
+                | Fault::CorruptChunks
+                | Fault::LyingHolder => {
+                    [Victim::Holder, Victim::Steward, Victim::Any][rng.random_range(0..3)]
+                }
             };
             // Without an origin nobody reads from it.
-            let victim = match victim {
-                Victim::Holder if self.origin.away => Victim::Any,
-                other => other,
+            let victim = if victim == Victim::Holder && self.origin.away {
+                Victim::Any
+            } else {
+                victim
             };
             self.faults.push(Planned {
                 at_share: rng.random_range(0.05..0.9),

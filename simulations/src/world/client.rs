@@ -39,7 +39,7 @@ impl World {
             let manifest = image.manifest;
             self.hosts[id].pulls.push(Pull {
                 manifest,
-                to_pull: VecDeque::new(),
+                next: VecDeque::new(),
                 pulling: BTreeSet::new(),
                 missing,
             });
@@ -174,28 +174,28 @@ impl World {
         let image = self.content.blob(index).image;
         let layers = &self.content.images[image].layers;
         let host = &mut self.hosts[id];
-        let mut next = Vec::new();
+        let mut begun = Vec::new();
         for pull in &mut host.pulls {
             if !pull.missing.remove(&index) {
                 continue;
             }
             pull.pulling.remove(&index);
             if pull.manifest == index {
-                pull.to_pull = layers.iter().copied().collect();
+                pull.next = layers.iter().copied().collect();
             }
             while pull.pulling.len() < parallel {
-                let Some(layer) = pull.to_pull.pop_front() else {
+                let Some(layer) = pull.next.pop_front() else {
                     break;
                 };
                 pull.pulling.insert(layer);
-                next.push(layer);
+                begun.push(layer);
             }
         }
         if host.started_at.is_some() && host.pulls.iter().all(|pull| pull.missing.is_empty()) {
             let now = self.net.now();
             host.done_at.get_or_insert(now);
         }
-        for layer in next {
+        for layer in begun {
             self.pull(id, layer);
         }
     }

@@ -142,7 +142,6 @@ impl World {
                     self.checkers.note(seconds, id, &what);
                 }
             }
-            Action::MemberUp(_) => {}
             Action::Discard { blob } => {
                 let blob = self.content.index(&blob);
                 if let Some(stored) = self.hosts[id].blob_mut(blob) {
@@ -159,7 +158,7 @@ impl World {
             }
             Action::SendHashes { to, blob } => self.send_hashes(id, to.0 as usize, &blob),
             // What is stored is what was vouched for; nothing rots here.
-            Action::CheckChunk { .. } => {}
+            Action::CheckChunk { .. } | Action::MemberUp(_) => {}
             Action::CheckProof {
                 blob,
                 index,

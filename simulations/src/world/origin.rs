@@ -37,8 +37,8 @@ pub(super) struct Registry {
     /// Reads that it answers now.
     open: usize,
     pub(super) away: bool,
-    /// It answers 429 with this Retry-After.
-    pub(super) refuses: Option<Option<u32>>,
+    /// It answers this instead.
+    pub(super) refuses: Option<OriginFailure>,
 }
 
 impl Registry {
@@ -81,8 +81,8 @@ impl World {
         let most = self.scenario.origin.streams_max.unwrap_or(usize::MAX);
         let refusal = if self.registry.away {
             Some(OriginFailure::Failed("connection refused".to_owned()))
-        } else if let Some(retry_ms) = self.registry.refuses {
-            Some(OriginFailure::Throttled { retry_ms })
+        } else if self.registry.refuses.is_some() {
+            self.registry.refuses.clone()
         } else if self.registry.open >= most {
             Some(OriginFailure::Throttled {
                 retry_ms: Some(1000),

@@ -7,7 +7,7 @@ use shoal_protocol::{
     chunk::ChunkHash,
     digest::Digest,
     event::Event,
-    message::{BlobKind, Message},
+    message::{BlobKind, Message, OriginFailure},
     time::Duration,
 };
 
@@ -103,7 +103,7 @@ impl World {
                 ends_after,
             } => {
                 let retry_ms = retry_after.map(|after| after.as_millis() as u32);
-                self.registry.refuses = Some(retry_ms);
+                self.registry.refuses = Some(OriginFailure::Throttled { retry_ms });
                 self.mend_after(ends_after, Mend::OriginGives);
             }
             Fault::RollingRestart { down_for, pause } => {
@@ -228,7 +228,6 @@ impl World {
                     Victim::Holder => transferring && !core.leases().is_empty(),
                     Victim::Steward => core.stewarding().iter().any(|blob| layers.contains(blob)),
                     Victim::Any => transferring && !host.victim,
-                    Victim::Node(number) => *id == number,
                     Victim::World => false,
                 }
         };
