@@ -119,6 +119,9 @@ const LOST_MAX: usize = 64;
 /// A node with nothing requested and chunks missing waits so long before it calls them lost.
 const LOST_AFTER: Duration = Duration::from_millis(500);
 
+/// Neighbours without any missing chunk that are parted with at a time.
+const IDLE_PARTED: usize = 2;
+
 /// An auditor that does not answer for so long is replaced.
 const AUDIT_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -939,6 +942,21 @@ impl Mesh {
         }
         let mut missing = Bitfield::full(self.have.len());
         missing.subtract(&self.have);
+        if self.neighbours.len() >= ctx.config.degree {
+            // All places are taken by those that have nothing to give: let others in.
+            let idle = |neighbour: &&Neighbour| !neighbour.have.intersects(&missing);
+            let idle: Vec<Peer> = self
+                .neighbours
+                .iter()
+                .filter(|(_, neighbour)| idle(neighbour))
+                .map(|(peer, _)| *peer)
+                .take(IDLE_PARTED)
+                .collect();
+            for peer in idle {
+                self.forget(ctx, peer);
+                ctx.send(peer, Message::Part { blob: self.blob });
+            }
+        }
         let chunks: Vec<u32> = missing.iter().take(LOST_MAX).collect();
         ctx.send(
             steward,

@@ -738,7 +738,9 @@ impl Steward {
             Some((OriginFailure::Failed(_), times, _)) => *times >= REFUSALS,
             Some((OriginFailure::Throttled { .. } | OriginFailure::NoRanges, ..)) | None => false,
         };
-        if self.held.is_full() || !self.joiners.values().all(closed) {
+        // Who asks again will find those that have it.
+        let obtainable = self.held.is_full() || !self.providers.is_empty();
+        if obtainable || !self.joiners.values().all(closed) {
             return;
         }
         self.failure = Some(failure);
