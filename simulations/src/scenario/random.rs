@@ -4,7 +4,7 @@
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use shoal_protocol::time::Duration;
 
-use super::{Fault, Image, Limits, MBIT, MIB, Planned, Scenario, Victim};
+use super::{Fault, Image, Limits, MBIT, MIB, Planned, SLOWER, Scenario, Victim};
 
 /// Nodes of a random world.
 const NODES: std::ops::RangeInclusive<usize> = 5..=60;
@@ -104,7 +104,12 @@ impl Scenario {
             self.stagger = ms(rng, 10, 5000);
         }
         if chance(rng, 0.2) {
-            self.slow_share = rng.random_range(0.02..0.2);
+            let share = rng.random_range(0.02..0.2);
+            // With less than 10 Mbit/s a node needs minutes for a few chunks at a time, and asks
+            // for many of them twice: not what the exchange is made for.
+            if self.up >= SLOWER * 10.0 * MBIT {
+                self.slow_share = share;
+            }
         }
         self.settled = chance(rng, 0.5);
         self.two_views = self.settled && chance(rng, 0.1);
