@@ -119,8 +119,8 @@ const LOST_MAX: usize = 64;
 /// A node with nothing requested and chunks missing waits so long before it calls them lost.
 const LOST_AFTER: Duration = Duration::from_millis(500);
 
-/// Neighbours without any missing chunk that are parted with at a time.
-const IDLE_PARTED: usize = 2;
+/// More neighbours that a node looks for whose own ones have nothing to give.
+const STARVING_ROOM: usize = 2;
 
 /// An auditor that does not answer for so long is replaced.
 const AUDIT_PATIENCE: Duration = Duration::from_secs(30);
@@ -269,11 +269,22 @@ impl Mesh {
         }
     }
 
+    /// Whether all places may be taken by neighbours that have nothing that this node lacks.
+    fn is_starving(&self, ctx: &Ctx) -> bool {
+        let idle = self.flights.is_empty() && self.leases.is_empty();
+        idle && ctx.now.since(self.progress_at) >= LOST_AFTER
+    }
+
     fn meet(&mut self, ctx: &mut Ctx, peers: &[Peer]) {
         self.offered
             .retain(|_, since| ctx.now.since(*since) < OFFER_EXPIRY);
+        let most = if self.is_starving(ctx) {
+            ctx.config.degree_max
+        } else {
+            ctx.config.degree
+        };
         for peer in peers {
-            if self.neighbours.len() + self.offered.len() >= ctx.config.degree {
+            if self.neighbours.len() + self.offered.len() >= most {
                 break;
             }
             let known = self.neighbours.contains_key(peer) || self.offered.contains_key(peer);
@@ -912,7 +923,10 @@ impl Mesh {
             .map(|hint| hint.upstream.clone())
             .collect();
         upstreams.dedup();
-        let room = ctx.config.degree.saturating_sub(self.neighbours.len());
+        let mut room = ctx.config.degree.saturating_sub(self.neighbours.len());
+        if self.is_starving(ctx) {
+            room = room.max(STARVING_ROOM);
+        }
         for join in self.joining.due(ctx, &ranks) {
             ctx.send(
                 join.to,
@@ -942,21 +956,6 @@ impl Mesh {
         }
         let mut missing = Bitfield::full(self.have.len());
         missing.subtract(&self.have);
-        if self.neighbours.len() >= ctx.config.degree {
-            // All places are taken by those that have nothing to give: let others in.
-            let idle = |neighbour: &&Neighbour| !neighbour.have.intersects(&missing);
-            let idle: Vec<Peer> = self
-                .neighbours
-                .iter()
-                .filter(|(_, neighbour)| idle(neighbour))
-                .map(|(peer, _)| *peer)
-                .take(IDLE_PARTED)
-                .collect();
-            for peer in idle {
-                self.forget(ctx, peer);
-                ctx.send(peer, Message::Part { blob: self.blob });
-            }
-        }
         let chunks: Vec<u32> = missing.iter().take(LOST_MAX).collect();
         ctx.send(
             steward,
