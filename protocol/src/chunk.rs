@@ -151,7 +151,17 @@ impl Bitfield {
 
     /// Whether every chunk is in the set.
     pub fn is_full(&self) -> bool {
-        self.count() == self.len
+        // From the end, since what is missing is mostly there.
+        let trimmed = self.len % 64;
+        let mut words = self.words.iter().rev();
+        let last = if trimmed == 0 {
+            true
+        } else {
+            words
+                .next()
+                .is_none_or(|last| *last == u64::MAX >> (64 - trimmed))
+        };
+        last && words.all(|word| *word == u64::MAX)
     }
 
     /// Adds every chunk of `other` (indices past our end are ignored).
@@ -167,6 +177,12 @@ impl Bitfield {
         for (word, other) in self.words.iter_mut().zip(&other.words) {
             *word &= !other;
         }
+    }
+
+    /// Whether `other` has every chunk of this set.
+    pub fn is_subset(&self, other: &Self) -> bool {
+        let others = other.words.iter().copied().chain(std::iter::repeat(0));
+        self.words.iter().zip(others).all(|(a, b)| a & !b == 0)
     }
 
     /// Whether some chunk is in both sets.
@@ -280,6 +296,12 @@ mod tests {
             let clear = (0..len).find(|index| !model.contains(index));
             prop_assert_eq!(bits.next_clear(0), clear);
             prop_assert_eq!(bits.is_full(), clear.is_none());
+            let mut less = bits.clone();
+            prop_assert!(less.is_subset(&bits) && bits.is_subset(&less));
+            if let Some(first) = bits.next_set(0) {
+                less.remove(first);
+                prop_assert!(less.is_subset(&bits) && !bits.is_subset(&less));
+            }
         }
     }
 }

@@ -3,20 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use rand::{RngExt as _, rngs::Xoshiro256PlusPlus};
-use smallvec::SmallVec;
 
 use crate::{
     config::Config,
     digest::Digest,
-    directory::{Directory, NodeId, Peer},
+    directory::{Directory, Peer},
     event::Action,
     link::{Ewma, Link, Rate},
     message::Message,
     time::{Duration, Time},
+    view::View,
 };
 
 /// The stewards of a blob (or the askers of a tag), best first.
-pub(crate) type Ranks = SmallVec<[Peer; 3]>;
+pub(crate) use crate::view::Ranks;
 
 /// Requested chunks that are not on their way yet, on average.
 const OUTSTANDING_QUEUED: usize = 3;
@@ -25,17 +25,22 @@ pub(crate) struct Ctx {
     pub(crate) now: Time,
     pub(crate) config: Config,
     pub(crate) me: Peer,
-    pub(crate) my_id: NodeId,
     pub(crate) directory: Directory,
     pub(crate) rng: Xoshiro256PlusPlus,
-    /// Members that are not declared dead and not banned, without this node.
-    pub(crate) live: BTreeMap<Peer, NodeId>,
+    /// Members that are not declared dead and not banned.
+    pub(crate) view: View,
     /// When that last changed.
     pub(crate) view_changed: Time,
     /// When this node last woke from a sleep.
     pub(crate) woke_at: Time,
     pub(crate) banned: BTreeSet<Peer>,
     pub(crate) links: BTreeMap<Peer, Link>,
+    /// When a peer that is left alone may be asked again, or earlier.
+    pub(crate) retry_at: Time,
+    /// Counts what may let a request be made that could not be made before, whatever the blob.
+    pub(crate) supply: u64,
+    /// Peers that were neighbours in some blob's mesh lately, the oldest first.
+    pub(crate) acquaintances: VecDeque<Peer>,
     /// Chunks requested from all peers and not yet received.
     pub(crate) outstanding: usize,
     /// What this node receives from peers and from the origin.
@@ -65,22 +70,12 @@ impl Ctx {
     }
 
     pub(crate) fn is_live(&self, peer: Peer) -> bool {
-        peer == self.me || self.live.contains_key(&peer)
+        self.view.is_live(peer)
     }
 
     /// The three live nodes of highest weight for `key` (rendezvous hashing), best first.
     pub(crate) fn ranks(&self, key: u64) -> Ranks {
-        let mut best: SmallVec<[(u64, Peer); 4]> = SmallVec::new();
-        let me = (self.me, self.my_id);
-        for (peer, id) in self.live.iter().map(|(peer, id)| (*peer, *id)).chain([me]) {
-            let weight = id.weight(key);
-            let at = best.partition_point(|(other, _)| *other > weight);
-            if at < 3 {
-                best.insert(at, (weight, peer));
-                best.truncate(3);
-            }
-        }
-        best.into_iter().map(|(_, peer)| peer).collect()
+        self.view.ranks(key)
     }
 
     pub(crate) fn stewards(&self, blob: &Digest) -> Ranks {
@@ -96,6 +91,49 @@ impl Ctx {
             self.config.outstanding_min,
             self.config.outstanding_max(chunk_bytes),
         )
+    }
+
+    /// `count` live members at random, or all of them.
+    pub(crate) fn sample_members(&mut self, count: usize) -> Vec<Peer> {
+        let live = self.view.live().len();
+        let count = count.min(live);
+        let mut places: Vec<usize> = Vec::with_capacity(count);
+        // Floyd's way: `count` different ones with as many draws.
+        for last in live - count..live {
+            let place = self.rng.random_range(0..=last);
+            places.push(if places.contains(&place) { last } else { place });
+        }
+        let nth = |place| self.view.live().nth(place);
+        places.into_iter().filter_map(nth).collect()
+    }
+
+    /// A peer is not asked before that time.
+    pub(crate) fn avoid(&mut self, peer: Peer, until: Time) {
+        let link = self.link(peer);
+        link.avoid_until = link.avoid_until.max(until);
+        self.retry_at = self.retry_at.min(until);
+    }
+
+    /// Looks up when the next peer that is left alone may be asked again, once one has become so.
+    pub(crate) fn retry(&mut self) {
+        if self.retry_at <= self.now {
+            self.supply += 1;
+            let avoided = self.links.values().map(|link| link.avoid_until);
+            self.retry_at = avoided
+                .filter(|until| *until > self.now)
+                .min()
+                .unwrap_or(Time::NEVER);
+        }
+    }
+
+    /// A peer is a neighbour for some blob: it is the first to be asked to be one for the next.
+    pub(crate) fn get_acquainted(&mut self, peer: Peer) {
+        if !self.acquaintances.contains(&peer) {
+            if self.acquaintances.len() >= self.config.degree_max {
+                self.acquaintances.pop_front();
+            }
+            self.acquaintances.push_back(peer);
+        }
     }
 
     /// A random duration up to `max`.

@@ -8,7 +8,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     net::SocketAddr,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
 };
 
 use serde::{Deserialize, Serialize};
@@ -42,6 +42,8 @@ pub struct Directory(Arc<RwLock<Table>>);
 #[derive(Default)]
 struct Table {
     records: Vec<Arc<NodeRecord>>,
+    /// The keys again, side by side: all of them are read where nodes are ranked.
+    ids: Vec<NodeId>,
     numbers: BTreeMap<NodeId, Peer>,
 }
 
@@ -67,6 +69,7 @@ impl Directory {
         }
         let peer = Peer(table.records.len() as u32);
         table.numbers.insert(record.id, peer);
+        table.ids.push(record.id);
         table.records.push(Arc::new(record));
         peer
     }
@@ -93,22 +96,32 @@ impl Directory {
     /// # Panics
     /// If `peer` comes from another directory.
     pub fn record(&self, peer: Peer) -> Arc<NodeRecord> {
-        Arc::clone(
-            &self
-                .0
-                .read()
-                .unwrap_or_else(PoisonError::into_inner)
-                .records[peer.0 as usize],
-        )
+        Arc::clone(&self.table().records[peer.0 as usize])
     }
 
     /// The public key of a node.
     pub fn id(&self, peer: Peer) -> NodeId {
-        self.record(peer).id
+        self.table().ids[peer.0 as usize]
+    }
+
+    /// Looks up many public keys at once.
+    pub(crate) fn each(
+        &self,
+        peers: impl Iterator<Item = Peer>,
+        mut found: impl FnMut(Peer, NodeId),
+    ) {
+        let table = self.table();
+        for peer in peers {
+            found(peer, table.ids[peer.0 as usize]);
+        }
+    }
+
+    fn table(&self) -> RwLockReadGuard<'_, Table> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn find(&self, id: &NodeId) -> Option<(Peer, Arc<NodeRecord>)> {
-        let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let table = self.table();
         let peer = *table.numbers.get(id)?;
         Some((peer, Arc::clone(&table.records[peer.0 as usize])))
     }

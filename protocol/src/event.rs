@@ -122,7 +122,7 @@ pub enum Event {
         /// The chunk.
         index: u32,
         /// Whether it is the sender's or the way's fault; `false` when this node could not store
-        /// it.
+        /// it, or its signer is banned: the sender cannot know that yet.
         corrupt: bool,
     },
     /// A chunk left this node, or could not be sent.

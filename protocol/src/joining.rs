@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use crate::{
     ctx::{Ctx, Ranks},
     directory::Peer,
+    mutation::Mutation,
     time::Time,
 };
 
@@ -61,7 +62,8 @@ impl Joining {
                 continue;
             }
             let since = *self.unanswered.entry(steward).or_insert(ctx.now);
-            takeover = ctx.now.since(since) >= ctx.config.takeover_after;
+            takeover = ctx.now.since(since) >= ctx.config.takeover_after
+                && !ctx.config.makes(Mutation::NoTakeover);
             waiting |= !takeover;
         }
         self.last_sent = ctx.now;

@@ -5,7 +5,7 @@
 //! nodes connect, and every 30 seconds with a random member, they compare a hash of their lists
 //! and exchange them in full where they differ.
 
-use std::{collections::BTreeMap, num::NonZeroU8, num::NonZeroUsize, sync::Arc};
+use std::{collections::BTreeMap, num::NonZeroU8, num::NonZeroUsize};
 
 use bytes::{Buf, BufMut, Bytes};
 use foca::{Foca, Header, Identity, Member, NoCustomBroadcast, Notification, Runtime, Timer};
@@ -13,38 +13,112 @@ use rand::{RngExt as _, SeedableRng as _, rngs::Xoshiro256PlusPlus};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    directory::{Directory, NodeId, NodeRecord, Peer, mix},
+    directory::{Directory, NodeRecord, Peer, mix},
     limits::MEMBER_PAGE_MAX,
     message::{MemberEntry, Message},
     time::{Duration, Time},
+    view::PeerSet,
     wire,
 };
 
-/// How foca sees a node: its record, shared.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Id(Arc<NodeRecord>);
+/// How foca sees a node: its number here and which start of its daemon this is. foca keeps all
+/// members in one list and looks through it for every packet, so that they are small; on the wire a
+/// node is its whole record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Id {
+    peer: Peer,
+    /// In halves, so that a member takes 16 bytes in foca's list, not 24.
+    generation: [u32; 2],
+}
 
-impl Identity for Id {
-    type Addr = NodeId;
-
-    fn renew(&self) -> Option<Self> {
-        let mut record = (*self.0).clone();
-        record.generation += 1;
-        Some(Self(Arc::new(record)))
+impl Id {
+    fn new(peer: Peer, generation: u64) -> Self {
+        let generation = [(generation >> 32) as u32, generation as u32];
+        Self { peer, generation }
     }
 
-    fn addr(&self) -> NodeId {
-        self.0.id
-    }
-
-    fn win_addr_conflict(&self, adversary: &Self) -> bool {
-        self.0.generation > adversary.0.generation
+    fn generation(self) -> u64 {
+        u64::from(self.generation[0]) << 32 | u64::from(self.generation[1])
     }
 }
 
-struct SwimCodec;
+impl Identity for Id {
+    type Addr = Peer;
+
+    fn renew(&self) -> Option<Self> {
+        Some(Self::new(self.peer, self.generation() + 1))
+    }
+
+    fn addr(&self) -> Peer {
+        self.peer
+    }
+
+    fn win_addr_conflict(&self, adversary: &Self) -> bool {
+        self.generation > adversary.generation
+    }
+}
+
+/// The same header with nodes named otherwise.
+fn map_header<A, B>(header: &Header<A>, name: impl Fn(&A) -> B) -> Header<B> {
+    use foca::Message as Swim;
+    let message = match &header.message {
+        Swim::Ping(number) => Swim::Ping(*number),
+        Swim::Ack(number) => Swim::Ack(*number),
+        Swim::PingReq {
+            target,
+            probe_number,
+        } => Swim::PingReq {
+            target: name(target),
+            probe_number: *probe_number,
+        },
+        Swim::IndirectPing {
+            origin,
+            probe_number,
+        } => Swim::IndirectPing {
+            origin: name(origin),
+            probe_number: *probe_number,
+        },
+        Swim::IndirectAck {
+            target,
+            probe_number,
+        } => Swim::IndirectAck {
+            target: name(target),
+            probe_number: *probe_number,
+        },
+        Swim::ForwardedAck {
+            origin,
+            probe_number,
+        } => Swim::ForwardedAck {
+            origin: name(origin),
+            probe_number: *probe_number,
+        },
+        Swim::Announce => Swim::Announce,
+        Swim::Feed => Swim::Feed,
+        Swim::Gossip => Swim::Gossip,
+        Swim::Broadcast => Swim::Broadcast,
+        Swim::TurnUndead => Swim::TurnUndead,
+    };
+    Header {
+        src: name(&header.src),
+        src_incarnation: header.src_incarnation,
+        dst: name(&header.dst),
+        message,
+    }
+}
+
+struct SwimCodec(Directory);
 
 impl SwimCodec {
+    fn record(&self, id: Id) -> NodeRecord {
+        let mut record = (*self.0.record(id.peer)).clone();
+        record.generation = id.generation();
+        record
+    }
+
+    fn id(&self, record: &NodeRecord) -> Id {
+        Id::new(self.0.intern(record), record.generation)
+    }
+
     fn put<T: Serialize>(value: &T, mut buf: impl BufMut) -> Result<(), wire::WireError> {
         let bytes = wire::encode(value);
         if buf.remaining_mut() < bytes.len() {
@@ -65,19 +139,24 @@ impl foca::Codec<Id> for SwimCodec {
     type Error = wire::WireError;
 
     fn encode_header(&mut self, header: &Header<Id>, buf: impl BufMut) -> Result<(), Self::Error> {
-        Self::put(header, buf)
+        Self::put(&map_header(header, |id| self.record(*id)), buf)
     }
 
     fn decode_header(&mut self, buf: impl Buf) -> Result<Header<Id>, Self::Error> {
-        Self::take(buf)
+        let header: Header<NodeRecord> = Self::take(buf)?;
+        Ok(map_header(&header, |record| self.id(record)))
     }
 
     fn encode_member(&mut self, member: &Member<Id>, buf: impl BufMut) -> Result<(), Self::Error> {
-        Self::put(member, buf)
+        let record = self.record(*member.id());
+        let member = Member::new(record, member.incarnation(), member.state());
+        Self::put(&member, buf)
     }
 
     fn decode_member(&mut self, buf: impl Buf) -> Result<Member<Id>, Self::Error> {
-        Self::take(buf)
+        let member: Member<NodeRecord> = Self::take(buf)?;
+        let id = self.id(member.id());
+        Ok(Member::new(id, member.incarnation(), member.state()))
     }
 }
 
@@ -97,29 +176,48 @@ struct Effects {
     timers: BTreeMap<(Time, u64), Timer<Id>>,
     outputs: Vec<Output>,
     renewed: Option<Id>,
+    /// Whom foca calls active.
+    active: PeerSet,
+    /// The sum of their [`Effects::mark`]s: two nodes compare it instead of their lists.
+    marks: u64,
+}
+
+impl Effects {
+    fn mark(&self, id: Id) -> u64 {
+        self.directory.id(id.peer).weight(id.generation())
+    }
 }
 
 impl Runtime<Id> for Effects {
     fn notify(&mut self, notification: Notification<'_, Id>) {
         match notification {
             Notification::MemberUp(id) => {
-                let peer = self.directory.intern(&id.0);
-                self.outputs.push(Output::Up(peer));
+                self.active.insert(id.peer);
+                self.marks = self.marks.wrapping_add(self.mark(*id));
+                self.outputs.push(Output::Up(id.peer));
             }
             Notification::MemberDown(id) => {
-                let peer = self.directory.intern(&id.0);
-                self.outputs.push(Output::Down(peer));
+                self.active.remove(id.peer);
+                self.marks = self.marks.wrapping_sub(self.mark(*id));
+                self.outputs.push(Output::Down(id.peer));
             }
-            Notification::Rename(_, id) => {
-                self.directory.intern(&id.0);
+            // Comes before up or down, of which there is none if it stays what it was.
+            Notification::Rename(old, new) if self.active.contains(old.peer) => {
+                self.marks = self.marks.wrapping_sub(self.mark(*old));
+                self.marks = self.marks.wrapping_add(self.mark(*new));
+                // It was started again before anyone missed it, and knows nothing any more.
+                self.outputs.push(Output::Up(new.peer));
             }
-            Notification::Rejoin(id) => self.renewed = Some(id.clone()),
-            Notification::Active | Notification::Idle | Notification::Defunct => {}
+            Notification::Rejoin(id) => self.renewed = Some(*id),
+            Notification::Rename(..)
+            | Notification::Active
+            | Notification::Idle
+            | Notification::Defunct => {}
         }
     }
 
     fn send_to(&mut self, to: Id, data: &[u8]) {
-        let peer = self.directory.intern(&to.0);
+        let peer = to.peer;
         let packet = Message::Swim(Bytes::copy_from_slice(data));
         self.outputs.push(Output::Send(peer, Box::new(packet)));
     }
@@ -167,20 +265,20 @@ fn swim_config() -> foca::Config {
 
 impl Membership {
     pub(crate) fn new(
-        me: NodeRecord,
+        me: &NodeRecord,
         directory: Directory,
         seed: u64,
         now: Time,
         sync_interval: Duration,
     ) -> Self {
         let rng = Xoshiro256PlusPlus::seed_from_u64(seed);
-        let id = Id(Arc::new(me));
+        let id = Id::new(directory.intern(me), me.generation);
         Self {
             foca: Foca::new(
                 id,
                 swim_config(),
                 Xoshiro256PlusPlus::seed_from_u64(mix(seed)),
-                SwimCodec,
+                SwimCodec(directory.clone()),
             ),
             effects: Effects {
                 directory,
@@ -189,6 +287,8 @@ impl Membership {
                 timers: BTreeMap::new(),
                 outputs: Vec::new(),
                 renewed: None,
+                active: PeerSet::default(),
+                marks: 0,
             },
             rng,
             sync_at: now + sync_interval,
@@ -218,9 +318,10 @@ impl Membership {
         }
         if now >= self.sync_at {
             self.sync_at = now + self.sync_interval;
-            let members: Vec<Peer> = self.live().collect();
-            if !members.is_empty() {
-                let peer = members[self.rng.random_range(0..members.len())];
+            let members = self.effects.active.len();
+            if members > 0
+                && let Some(peer) = self.effects.active.nth(self.rng.random_range(0..members))
+            {
                 self.compare_lists(peer);
             }
         }
@@ -254,14 +355,13 @@ impl Membership {
         let updates: Vec<Member<Id>> = page
             .iter()
             .map(|entry| {
-                let mut record = (*self.effects.directory.record(entry.peer)).clone();
-                record.generation = entry.generation;
                 let state = if entry.down {
                     foca::State::Down
                 } else {
                     foca::State::Alive
                 };
-                Member::new(Id(Arc::new(record)), entry.incarnation, state)
+                let id = Id::new(entry.peer, entry.generation);
+                Member::new(id, entry.incarnation, state)
             })
             .collect();
         let _ = self
@@ -272,20 +372,27 @@ impl Membership {
         }
     }
 
+    /// Takes these nodes for members. Nobody is told: they know.
+    pub(crate) fn recall(&mut self, now: Time, members: &[Peer]) {
+        self.effects.now = now;
+        let directory = self.effects.directory.clone();
+        let updates = members.iter().map(|peer| {
+            let generation = directory.record(*peer).generation;
+            Member::alive(Id::new(*peer, generation))
+        });
+        let _ = self.foca.apply_many(updates, false, &mut self.effects);
+    }
+
     pub(crate) fn take_outputs(&mut self) -> Vec<Output> {
         std::mem::take(&mut self.effects.outputs)
     }
 
     /// This node's record, when a false death made it take a new generation.
-    pub(crate) fn take_renewed(&mut self) -> Option<Arc<NodeRecord>> {
-        self.effects.renewed.take().map(|id| id.0)
-    }
-
-    /// Members that are not declared dead, without this node.
-    pub(crate) fn live(&self) -> impl Iterator<Item = Peer> + '_ {
-        self.foca
-            .iter_members()
-            .map(|member| self.effects.directory.intern(&member.id().0))
+    pub(crate) fn take_renewed(&mut self) -> Option<NodeRecord> {
+        let id = self.effects.renewed.take()?;
+        let mut record = (*self.effects.directory.record(id.peer)).clone();
+        record.generation = id.generation();
+        Some(record)
     }
 
     fn compare_lists(&mut self, peer: Peer) {
@@ -297,33 +404,22 @@ impl Membership {
 
     /// Independent of order: the sum of a hash of each live member and of this node.
     fn hash(&self) -> u64 {
-        let one = |id: &Id| id.0.id.weight(id.0.generation);
-        self.foca
-            .iter_members()
-            .map(|member| one(member.id()))
-            .fold(one(self.foca.identity()), u64::wrapping_add)
+        let me = self.effects.mark(*self.foca.identity());
+        self.effects.marks.wrapping_add(me)
     }
 
     fn send_list(&mut self, to: Peer, reply: bool) {
-        let me = self.foca.identity().clone();
-        let mut entries = vec![(me, 0, false)];
+        let entry = |id: &Id, incarnation, down| MemberEntry {
+            peer: id.peer,
+            generation: id.generation(),
+            incarnation,
+            down,
+        };
+        let mut entries = vec![entry(self.foca.identity(), 0, false)];
         entries.extend(self.foca.iter_membership_state().map(|member| {
-            (
-                member.id().clone(),
-                member.incarnation(),
-                member.state() == foca::State::Down,
-            )
+            let down = member.state() == foca::State::Down;
+            entry(member.id(), member.incarnation(), down)
         }));
-        let directory = self.effects.directory.clone();
-        let entries: Vec<_> = entries
-            .into_iter()
-            .map(|(id, incarnation, down)| MemberEntry {
-                peer: directory.intern(&id.0),
-                generation: id.0.generation,
-                incarnation,
-                down,
-            })
-            .collect();
         let pages = entries.len().div_ceil(MEMBER_PAGE_MAX);
         for (number, page) in entries.chunks(MEMBER_PAGE_MAX).enumerate() {
             let reply = reply && number + 1 == pages;

@@ -13,6 +13,7 @@ use crate::{
     event::Action,
     joining::Joining,
     message::{BlobKind, Hint, Lease, LeaseId, LeaseReport, Message, OriginFailure},
+    mutation::Mutation,
     picker,
     time::{Duration, Time},
 };
@@ -75,15 +76,24 @@ pub(crate) struct Mesh {
     /// For each chunk, how many neighbours have it.
     pub(crate) availability: Vec<u16>,
     pub(crate) flights: BTreeMap<u32, SmallVec<[Flight; 2]>>,
+    /// No request is late before this time.
+    late_at: Time,
     pub(crate) leases: BTreeMap<LeaseId, Running>,
     /// What readers on this node wait for, by reader.
     pub(crate) readers: BTreeMap<u64, Range<u32>>,
     pub(crate) joining: Joining,
+    /// Nodes that the steward named, and when they are asked if there is still room.
+    strangers: Vec<Peer>,
+    meet_at: Time,
     /// Offers that were not answered yet, and since when.
     offered: BTreeMap<Peer, Time>,
     /// Chunks that the neighbours have not been told of.
     fresh: Vec<u32>,
     have_at: Time,
+    /// Counts what may let a chunk be requested that could not be before, and how it stood, with
+    /// [`Ctx::supply`], when there was last nothing to request: most events change neither.
+    supply: u64,
+    exhausted_at: Option<(u64, u64)>,
     /// When a chunk last came in.
     progress_at: Time,
     lost_at: Time,
@@ -100,11 +110,17 @@ const NO_STEWARD_TERM: u64 = 0;
 /// An offer that is not answered for so long is forgotten.
 const OFFER_EXPIRY: Duration = Duration::from_secs(2);
 
+/// Acquaintances that begin the same pull do so within about this time.
+const ACQUAINTANCES_FIRST: Duration = Duration::from_millis(50);
+
 /// Chunks that one [`Message::Lost`] names at most.
 const LOST_MAX: usize = 64;
 
 /// A node with nothing requested and chunks missing waits so long before it calls them lost.
 const LOST_AFTER: Duration = Duration::from_millis(500);
+
+/// More neighbours that a node looks for whose own ones have nothing to give.
+const STARVING_ROOM: usize = 2;
 
 /// An auditor that does not answer for so long is replaced.
 const AUDIT_PATIENCE: Duration = Duration::from_secs(30);
@@ -133,12 +149,17 @@ impl Mesh {
             neighbours: BTreeMap::new(),
             availability: vec![0; chunks as usize],
             flights: BTreeMap::new(),
+            late_at: Time::NEVER,
             leases: BTreeMap::new(),
             readers: BTreeMap::new(),
             joining: Joining::new(ctx.now),
+            strangers: Vec::new(),
+            meet_at: Time::NEVER,
             offered: BTreeMap::new(),
             fresh: Vec::new(),
             have_at: Time::NEVER,
+            supply: 0,
+            exhausted_at: None,
             progress_at: ctx.now,
             lost_at: ctx.now + LOST_AFTER,
             fallback_at: ctx.now + ctx.config.fallback_after + fallback_jitter,
@@ -146,6 +167,11 @@ impl Mesh {
             endgame_at: Time::NEVER,
             audited_by: Vec::new(),
         }
+    }
+
+    /// Whether nobody needs it any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.phase == Phase::Complete && self.neighbours.is_empty() && self.readers.is_empty()
     }
 
     pub(crate) fn is_pulling(&self) -> bool {
@@ -171,11 +197,14 @@ impl Mesh {
         for running in self.leases.values() {
             at = at.min(running.report_at);
         }
-        for flight in self.flights.values().flatten() {
-            at = at.min(flight.deadline);
+        if !self.flights.is_empty() {
+            at = at.min(self.late_at);
         }
         if self.takes_from_peers() {
-            at = at.min(self.joining.next_at).min(self.endgame_at);
+            at = at
+                .min(self.joining.next_at)
+                .min(self.endgame_at)
+                .min(self.meet_at);
             if self.flights.is_empty() && self.leases.is_empty() {
                 at = at.min(self.lost_at);
             }
@@ -200,6 +229,11 @@ impl Mesh {
             if self.joining.next_at <= ctx.now {
                 self.join(ctx);
             }
+            if self.meet_at <= ctx.now {
+                self.meet_at = Time::NEVER;
+                let strangers = std::mem::take(&mut self.strangers);
+                self.meet(ctx, &strangers);
+            }
             if self.flights.is_empty() && self.leases.is_empty() && self.lost_at <= ctx.now {
                 self.report_lost(ctx);
             }
@@ -217,12 +251,40 @@ impl Mesh {
 
     // --- neighbours ---
 
-    /// The steward named nodes that have or pull the blob.
-    pub(crate) fn meet(&mut self, ctx: &mut Ctx, peers: &[Peer]) {
+    /// Whoever exchanged another blob with this node probably pulls this one too. With the same
+    /// neighbours for all layers of an image a node has 20 connections for bulk, not 20 for each.
+    pub(crate) fn meet_acquaintances(&mut self, ctx: &mut Ctx) {
+        let mut known = ctx.acquaintances.clone();
+        self.meet(ctx, known.make_contiguous());
+    }
+
+    /// The steward named nodes that have or pull the blob. They are met at once where nobody else
+    /// may answer, else once the acquaintances had the time to.
+    pub(crate) fn introduced(&mut self, ctx: &mut Ctx, peers: &[Peer]) {
+        if self.offered.is_empty() {
+            self.meet(ctx, peers);
+        } else {
+            self.strangers = peers.to_vec();
+            self.meet_at = ctx.now + ACQUAINTANCES_FIRST;
+        }
+    }
+
+    /// Whether all places may be taken by neighbours that have nothing that this node lacks.
+    fn is_starving(&self, ctx: &Ctx) -> bool {
+        let idle = self.flights.is_empty() && self.leases.is_empty();
+        idle && ctx.now.since(self.progress_at) >= LOST_AFTER
+    }
+
+    fn meet(&mut self, ctx: &mut Ctx, peers: &[Peer]) {
         self.offered
             .retain(|_, since| ctx.now.since(*since) < OFFER_EXPIRY);
+        let most = if self.is_starving(ctx) {
+            ctx.config.degree_max
+        } else {
+            ctx.config.degree
+        };
         for peer in peers {
-            if self.neighbours.len() + self.offered.len() >= ctx.config.degree {
+            if self.neighbours.len() + self.offered.len() >= most {
                 break;
             }
             let known = self.neighbours.contains_key(peer) || self.offered.contains_key(peer);
@@ -280,6 +342,8 @@ impl Mesh {
                 self.availability[chunk as usize] += 1;
             }
             self.neighbours.insert(from, Neighbour { have: bits });
+            self.supply += 1;
+            ctx.get_acquainted(from);
         }
         if !answer {
             self.offer(ctx, from, true);
@@ -320,6 +384,7 @@ impl Mesh {
         for chunk in chunks {
             if neighbour.have.insert(*chunk) {
                 self.availability[*chunk as usize] += 1;
+                self.supply += u64::from(!self.have.contains(*chunk));
             }
         }
         if self.phase == Phase::Complete && neighbour.have.is_full() {
@@ -370,6 +435,7 @@ impl Mesh {
         if self.size.is_some() || size > crate::limits::BLOB_BYTES_MAX {
             return;
         }
+        self.supply += 1;
         self.size = Some(size);
         let chunks = Geometry::new(self.kind, size).chunks();
         self.have.grow(chunks);
@@ -388,13 +454,15 @@ impl Mesh {
 
     /// Makes one request if there is one to make.
     pub(crate) fn request_one(&mut self, ctx: &mut Ctx) -> bool {
-        if !self.takes_from_peers() {
+        let supply = Some((self.supply, ctx.supply));
+        if self.exhausted_at == supply || !self.takes_from_peers() {
             return false;
         }
         if let Some((chunk, peer)) = picker::next(self, ctx) {
             self.request(ctx, chunk, peer);
             return true;
         }
+        self.exhausted_at = supply;
         false
     }
 
@@ -405,6 +473,7 @@ impl Mesh {
             sent: ctx.now,
             deadline: ctx.now + timeout,
         };
+        self.late_at = self.late_at.min(flight.deadline);
         self.flights.entry(chunk).or_default().push(flight);
         ctx.link(peer).outstanding += 1;
         ctx.outstanding += 1;
@@ -420,6 +489,9 @@ impl Mesh {
     /// No progress for so long means that the peer is stalled. Both its speed and our own count:
     /// a timer that ignores our own backlog makes one chunk in ten come twice on slow nodes [sim].
     fn request_timeout(ctx: &mut Ctx, peer: Peer) -> Duration {
+        if ctx.config.makes(Mutation::HastyTimers) {
+            return ctx.config.request_timeout / 10;
+        }
         let own = ctx.chunk_time.get();
         let theirs = ctx.link(peer).chunk_time.get();
         (own.max(theirs) * 4).clamp(ctx.config.request_timeout, REQUEST_TIMEOUT_MAX)
@@ -427,10 +499,11 @@ impl Mesh {
 
     /// Nothing is left to ask for but what was asked for: ask a second peer for the oldest.
     pub(crate) fn endgame(&mut self, ctx: &mut Ctx) -> bool {
-        self.endgame_at = Time::NEVER;
-        if !self.takes_from_peers() {
+        if (self.endgame_at > ctx.now && self.endgame_at != Time::NEVER) || !self.takes_from_peers()
+        {
             return false;
         }
+        self.endgame_at = Time::NEVER;
         let patience = ctx.config.endgame_after.max(ctx.chunk_time.get() * 3);
         let oldest = self
             .flights
@@ -457,6 +530,7 @@ impl Mesh {
         let timeout = Self::request_timeout(ctx, from);
         if let Some(flight) = self.flight(from, chunk) {
             flight.deadline = ctx.now + timeout;
+            self.late_at = self.late_at.min(ctx.now + timeout);
         }
         // Chunks come one after the other: those behind this one are not late yet.
         for flight in self
@@ -475,14 +549,15 @@ impl Mesh {
         let delay = delay.min(QUEUE_DELAY_MAX);
         ctx.link(from).busy_until = ctx.now + delay;
         if let Some(flight) = self.flight(from, chunk) {
-            flight.deadline = ctx.now + delay * 2 + timeout;
+            let deadline = ctx.now + delay * 2 + timeout;
+            flight.deadline = deadline;
+            self.late_at = self.late_at.min(deadline);
         }
     }
 
     pub(crate) fn busy(&mut self, ctx: &mut Ctx, from: Peer, chunk: u32, retry: Duration) {
         let now = ctx.now;
-        let link = ctx.link(from);
-        link.avoid_until = link.avoid_until.max(now + retry.min(QUEUE_DELAY_MAX));
+        ctx.avoid(from, now + retry.min(QUEUE_DELAY_MAX));
         self.drop_flight(ctx, chunk, from, false);
     }
 
@@ -514,6 +589,8 @@ impl Mesh {
         if flights.is_empty() {
             self.flights.remove(&chunk);
         }
+        self.supply += 1;
+        ctx.supply += 1;
         let link = ctx.link(peer);
         link.outstanding = link.outstanding.saturating_sub(1);
         ctx.outstanding = ctx.outstanding.saturating_sub(1);
@@ -529,6 +606,9 @@ impl Mesh {
     }
 
     fn expire_flights(&mut self, ctx: &mut Ctx) {
+        if self.late_at > ctx.now {
+            return;
+        }
         let late: Vec<(u32, Peer)> = self
             .flights
             .iter()
@@ -541,15 +621,27 @@ impl Mesh {
             let (now, penalty) = (ctx.now, ctx.config.stall_penalty);
             let link = ctx.link(peer);
             if link.is_usable(now) {
-                link.avoid_until = now + penalty * (1 << link.stalls.min(4));
-                link.shunned_until = link.avoid_until;
+                let until = now + penalty * (1 << link.stalls.min(4));
+                link.shunned_until = until;
                 link.stalls += 1;
+                ctx.avoid(peer, until);
             }
         }
+        let deadlines = self
+            .flights
+            .values()
+            .flatten()
+            .map(|flight| flight.deadline);
+        self.late_at = deadlines.min().unwrap_or(Time::NEVER);
     }
 
-    /// A chunk was refused on arrival: ask someone else.
-    pub(crate) fn rejected(&mut self, ctx: &mut Ctx, from: Peer, chunk: u32) {
+    /// A chunk was refused on arrival: ask someone else. Where that is not the sender's fault it
+    /// would come the same way again: until the sender says that it has another, it has none.
+    pub(crate) fn rejected(&mut self, ctx: &mut Ctx, from: Peer, chunk: u32, corrupt: bool) {
+        if !corrupt {
+            self.missing(ctx, from, chunk);
+            return;
+        }
         self.drop_flight(ctx, chunk, from, false);
     }
 
@@ -568,7 +660,8 @@ impl Mesh {
                 link.stalls = 0;
                 ctx.chunk_time.sample(took);
             }
-            self.drop_flight(ctx, chunk, flight.peer, !delivered);
+            let cancel = !delivered && !ctx.config.makes(Mutation::NoEndgameCancel);
+            self.drop_flight(ctx, chunk, flight.peer, cancel);
         }
         if !self.have.insert(chunk) {
             return;
@@ -591,6 +684,7 @@ impl Mesh {
             return;
         }
         self.have = have;
+        self.supply += 1;
         self.fresh.clear();
         self.progress_at = ctx.now;
         // The neighbours hear what is left, and say what they have: they did not tell of chunks
@@ -697,6 +791,7 @@ impl Mesh {
         let Some(running) = self.leases.remove(&id) else {
             return;
         };
+        self.supply += 1;
         let Running {
             steward,
             lease,
@@ -727,6 +822,7 @@ impl Mesh {
             .is_some_and(|running| running.steward == Some(from))
         {
             self.leases.remove(&id);
+            self.supply += 1;
             ctx.act(Action::StopOrigin {
                 blob: self.blob,
                 lease: id,
@@ -736,6 +832,7 @@ impl Mesh {
 
     /// This node was asleep: what it was granted may be in other hands.
     pub(crate) fn drop_leases(&mut self, ctx: &mut Ctx) {
+        self.supply += 1;
         for id in std::mem::take(&mut self.leases).into_keys() {
             ctx.act(Action::StopOrigin {
                 blob: self.blob,
@@ -826,7 +923,10 @@ impl Mesh {
             .map(|hint| hint.upstream.clone())
             .collect();
         upstreams.dedup();
-        let room = ctx.config.degree.saturating_sub(self.neighbours.len());
+        let mut room = ctx.config.degree.saturating_sub(self.neighbours.len());
+        if self.is_starving(ctx) {
+            room = room.max(STARVING_ROOM);
+        }
         for join in self.joining.due(ctx, &ranks) {
             ctx.send(
                 join.to,
@@ -851,6 +951,9 @@ impl Mesh {
         let Some(steward) = self.joining.acting else {
             return;
         };
+        if ctx.config.makes(Mutation::NoLost) {
+            return;
+        }
         let mut missing = Bitfield::full(self.have.len());
         missing.subtract(&self.have);
         let chunks: Vec<u32> = missing.iter().take(LOST_MAX).collect();

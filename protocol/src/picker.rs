@@ -1,9 +1,9 @@
-//! Which chunk next, and from whom: rarest first among a sample, within a window ahead of the
-//! readers, and first of all what a reader waits for.
+//! Which chunk next, and from whom: now the oldest, now the rarest among a sample, within a window
+//! ahead of the readers, and first of all what a reader waits for.
 
 use rand::RngExt as _;
 
-use crate::{chunk::Bitfield, ctx::Ctx, directory::Peer, mesh::Mesh};
+use crate::{chunk::Bitfield, ctx::Ctx, directory::Peer, mesh::Mesh, mutation::Mutation};
 
 /// The next request to make for this blob, if there is one to be made.
 pub(crate) fn next(mesh: &Mesh, ctx: &mut Ctx) -> Option<(u32, Peer)> {
@@ -78,7 +78,15 @@ fn head_of_a_reader(mesh: &Mesh, candidates: &Bitfield) -> Option<u32> {
 }
 
 fn rarest(mesh: &Mesh, ctx: &mut Ctx, candidates: &Bitfield) -> Option<u32> {
+    if ctx.config.makes(Mutation::InOrder) {
+        return candidates.next_set(0);
+    }
     let window = window(mesh, ctx);
+    if ctx.rng.random::<f64>() < ctx.config.oldest_share
+        && let Some(oldest) = candidates.next_set(window.start)
+    {
+        return Some(oldest);
+    }
     let mut best: Option<(u16, u32)> = None;
     for _ in 0..ctx.config.rarest_sample {
         let from = ctx.rng.random_range(window.clone());
@@ -113,9 +121,10 @@ fn window(mesh: &Mesh, ctx: &Ctx) -> std::ops::Range<u32> {
     let Some(start) = mesh.have.next_clear(reader) else {
         return all;
     };
-    let ahead = ctx.rate.get() * ctx.config.window_time.as_secs_f64() / mesh.chunk_bytes() as f64;
-    let ahead = (ahead as u32).clamp(ctx.config.window_chunks_min, ctx.config.window_chunks_max);
-    start..start.saturating_add(ahead).min(mesh.have.len())
+    start
+        ..start
+            .saturating_add(ctx.config.window_chunks)
+            .min(mesh.have.len())
 }
 
 /// Of those that have the chunk, the one that should deliver it first; ties at random.

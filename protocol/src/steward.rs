@@ -16,6 +16,7 @@ use crate::{
     keeper,
     limits::{BLOB_BYTES_MAX, CHUNK_BYTES, PROVIDERS_MAX},
     message::{BlobKind, Lease, LeaseId, LeaseReport, Message, OriginFailure},
+    mutation::Mutation,
     reference::Upstream,
     time::{Duration, Time},
 };
@@ -35,6 +36,8 @@ struct Joiner {
     failure: Option<(OriginFailure, u32, Time)>,
     /// It missed its reports, or its connection broke: what it alone has does not count.
     silent: bool,
+    /// Its place in [`Steward::order`].
+    place: usize,
 }
 
 struct Grant {
@@ -59,11 +62,19 @@ pub(crate) struct Steward {
     /// Until when this node acts although it is not ranked first.
     takeover_until: Time,
     acting: bool,
+    /// When it wants to be called, as its owner noted it.
+    pub(crate) due: Time,
     /// When [`tick`](Self::tick) last ran: what was due by then is no deadline any more.
     ticked_at: Time,
     /// No grants before this time: joins are being gathered.
     ready_at: Time,
     joiners: BTreeMap<Peer, Joiner>,
+    /// The joiners in a list, so that some can be drawn at random without looking at all.
+    order: Vec<Peer>,
+    /// No joiner expires, falls silent or may try again before this time.
+    look_at: Time,
+    /// Joiners whose clients may wait for chunks that are not leased.
+    waiting: BTreeSet<Peer>,
     /// Nodes that hold the whole blob.
     providers: BTreeSet<Peer>,
     /// Chunks that some joiner has, or that a holder said are near it.
@@ -120,9 +131,13 @@ impl Steward {
             term: ctx.rng.random_range(1..u64::MAX),
             takeover_until: Time::ZERO,
             acting: false,
+            due: Time::NEVER,
             ticked_at: ctx.now,
             ready_at: Time::ZERO,
             joiners: BTreeMap::new(),
+            order: Vec::new(),
+            look_at: Time::NEVER,
+            waiting: BTreeSet::new(),
             providers: BTreeSet::new(),
             held: Bitfield::new(1),
             grants: BTreeMap::new(),
@@ -165,26 +180,13 @@ impl Steward {
     }
 
     pub(crate) fn deadline(&self, ctx: &Ctx) -> Time {
-        let mut at = Time::NEVER;
-        for joiner in self.joiners.values() {
-            at = at.min(joiner.heard + ctx.config.joiner_expiry);
-        }
+        let mut at = self.look_at;
         if !self.acting {
             return at;
         }
         for grant in self.grants.values() {
             at = at.min(grant.heard + ctx.config.lease_silence);
             at = at.min(grant.moved + ctx.config.lease_stall);
-        }
-        for joiner in self.joiners.values() {
-            if !joiner.silent {
-                at = at.min(joiner.heard + Self::silence(ctx));
-            }
-            if let Some((_, _, again)) = joiner.failure
-                && again > self.ticked_at
-            {
-                at = at.min(again);
-            }
         }
         if self.ready_at > self.ticked_at {
             at = at.min(self.ready_at);
@@ -212,35 +214,22 @@ impl Steward {
 
     pub(crate) fn tick(&mut self, ctx: &mut Ctx) {
         self.ticked_at = ctx.now;
-        let expiry = ctx.config.joiner_expiry;
-        let gone: Vec<Peer> = self
-            .joiners
-            .iter()
-            .filter(|(_, joiner)| ctx.now.since(joiner.heard) >= expiry)
-            .map(|(peer, _)| *peer)
-            .collect();
-        for peer in gone {
-            self.forget(ctx, peer);
+        if self.look_at <= ctx.now && self.look_at_joiners(ctx) {
+            self.recount();
         }
         self.decide_role(ctx);
         if !self.acting {
             return;
         }
-        let silence = Self::silence(ctx);
         let mut recount = false;
-        for joiner in self.joiners.values_mut() {
-            if !joiner.silent && ctx.now.since(joiner.heard) >= silence {
-                joiner.silent = true;
-                recount = true;
-            }
-        }
         let late: Vec<(LeaseId, bool)> = self
             .grants
             .iter()
             .filter_map(|(id, grant)| {
                 let silent = ctx.now.since(grant.heard) >= ctx.config.lease_silence;
                 let stalled = ctx.now.since(grant.moved) >= ctx.config.lease_stall;
-                (silent || stalled).then_some((*id, silent))
+                let late = silent || stalled;
+                (late && !ctx.config.makes(Mutation::NoRevocation)).then_some((*id, silent))
             })
             .collect();
         for (id, silent) in late {
@@ -262,6 +251,7 @@ impl Steward {
                     let again = ctx.now + ctx.config.lease_stall;
                     let failure = OriginFailure::Failed("no bytes from the origin".to_owned());
                     joiner.failure = Some((failure, 1, again));
+                    self.look_at = self.look_at.min(again);
                 }
             }
         }
@@ -269,6 +259,39 @@ impl Steward {
             self.recount();
         }
         self.grant(ctx);
+    }
+
+    /// Forgets joiners that have not been heard of for long, notes which are silent, and when that
+    /// is to be looked at again; `true` if what is held has to be counted anew.
+    fn look_at_joiners(&mut self, ctx: &mut Ctx) -> bool {
+        let expiry = ctx.config.joiner_expiry;
+        let gone: Vec<Peer> = self
+            .joiners
+            .iter()
+            .filter(|(_, joiner)| ctx.now.since(joiner.heard) >= expiry)
+            .map(|(peer, _)| *peer)
+            .collect();
+        for peer in gone {
+            self.forget(ctx, peer);
+        }
+        let silence = Self::silence(ctx);
+        let mut recount = false;
+        let mut next = Time::NEVER;
+        for joiner in self.joiners.values_mut() {
+            if !joiner.silent && ctx.now.since(joiner.heard) >= silence {
+                joiner.silent = true;
+                recount = true;
+            }
+            let patience = if joiner.silent { expiry } else { silence };
+            next = next.min(joiner.heard + patience);
+            if let Some((_, _, again)) = joiner.failure
+                && again > ctx.now
+            {
+                next = next.min(again);
+            }
+        }
+        self.look_at = next;
+        recount
     }
 
     /// Whether this node acts, by rank or by request.
@@ -321,7 +344,7 @@ impl Steward {
 
     /// This node was asleep: others have acted, and what is known is old.
     pub(crate) fn wake(&mut self, ctx: &mut Ctx) {
-        self.joiners.clear();
+        self.forget_joiners();
         self.grants.clear();
         self.acting = false;
         self.recount();
@@ -381,15 +404,26 @@ impl Steward {
             // It has everything and is about to say so in an announcement.
             self.held = Bitfield::full(self.chunks);
         }
-        let (completed, failure) = self.joiners.get(&from).map_or((0, None), |joiner| {
-            (joiner.completed, joiner.failure.clone())
-        });
-        let lost_some = self.joiners.get(&from).is_some_and(|joiner| {
-            let mut lost = joiner.have.clone();
-            lost.subtract(&bits);
-            lost.count() > 0
-        });
+        let (completed, failure, place) = self
+            .joiners
+            .get(&from)
+            .map_or((0, None, self.order.len()), |joiner| {
+                (joiner.completed, joiner.failure.clone(), joiner.place)
+            });
+        let lost_some = self
+            .joiners
+            .get(&from)
+            .is_some_and(|joiner| !joiner.have.is_subset(&bits));
         self.held.union_with(&bits);
+        if place == self.order.len() {
+            self.order.push(from);
+        }
+        self.look_at = self.look_at.min(ctx.now + Self::silence(ctx));
+        if urgent.is_empty() {
+            self.waiting.remove(&from);
+        } else {
+            self.waiting.insert(from);
+        }
         let joiner = Joiner {
             have: bits,
             heard: ctx.now,
@@ -399,6 +433,7 @@ impl Steward {
             completed,
             failure,
             silent: false,
+            place,
         };
         self.joiners.insert(from, joiner);
         self.providers.remove(&from);
@@ -430,20 +465,15 @@ impl Steward {
 
     fn welcome(&mut self, ctx: &mut Ctx, to: Peer, want_peers: usize) {
         let now_live = |peer: &Peer| *peer != to && ctx.is_live(*peer);
-        let joiners: Vec<Peer> = self
-            .joiners
-            .iter()
-            .filter(|(peer, joiner)| now_live(peer) && !joiner.silent)
-            .map(|(peer, _)| *peer)
-            .collect();
         let providers: Vec<Peer> = self.providers.iter().copied().filter(now_live).collect();
         // Half from those that have it all, half from those that pull, each filling up the other.
+        let joiners = self.some_joiners(ctx, to, want_peers);
         let most = want_peers
             .div_ceil(2)
             .max(want_peers.saturating_sub(joiners.len()));
         let mut peers = ctx.sample(providers, most);
         let rest = want_peers.saturating_sub(peers.len());
-        peers.extend(ctx.sample(joiners, rest));
+        peers.extend(joiners.into_iter().take(rest));
         let Self {
             blob, term, size, ..
         } = *self;
@@ -460,6 +490,48 @@ impl Steward {
         );
     }
 
+    /// Some of those that pull the blob, at random, for a node to meet.
+    fn some_joiners(&self, ctx: &mut Ctx, to: Peer, count: usize) -> Vec<Peer> {
+        let fits =
+            |ctx: &Ctx, peer: Peer| peer != to && ctx.is_live(peer) && !self.joiners[&peer].silent;
+        if self.order.len() <= DRAWS * count {
+            let mut all = self.order.clone();
+            all.retain(|peer| fits(ctx, *peer));
+            return ctx.sample(all, count);
+        }
+        let mut some: Vec<Peer> = Vec::with_capacity(count);
+        for _ in 0..DRAWS * count {
+            if some.len() == count {
+                break;
+            }
+            let peer = self.order[ctx.rng.random_range(0..self.order.len())];
+            if fits(ctx, peer) && !some.contains(&peer) {
+                some.push(peer);
+            }
+        }
+        some
+    }
+
+    fn remove_joiner(&mut self, peer: Peer) -> bool {
+        let Some(joiner) = self.joiners.remove(&peer) else {
+            return false;
+        };
+        self.waiting.remove(&peer);
+        self.order.swap_remove(joiner.place);
+        if let Some(moved) = self.order.get(joiner.place)
+            && let Some(moved) = self.joiners.get_mut(moved)
+        {
+            moved.place = joiner.place;
+        }
+        true
+    }
+
+    fn forget_joiners(&mut self) {
+        self.joiners.clear();
+        self.order.clear();
+        self.waiting.clear();
+    }
+
     fn welcome_all(&mut self, ctx: &mut Ctx) {
         let joiners: Vec<Peer> = self.joiners.keys().copied().collect();
         for peer in joiners {
@@ -468,7 +540,7 @@ impl Steward {
     }
 
     pub(crate) fn forget(&mut self, ctx: &mut Ctx, peer: Peer) {
-        let known = self.joiners.remove(&peer).is_some() | self.providers.remove(&peer);
+        let known = self.remove_joiner(peer) | self.providers.remove(&peer);
         self.grants.retain(|_, grant| grant.holder != peer);
         if known {
             self.recount();
@@ -498,7 +570,7 @@ impl Steward {
     /// A node holds the whole blob.
     pub(crate) fn provided(&mut self, ctx: &mut Ctx, from: Peer, size: u64) {
         self.learn_size(Some(size));
-        self.joiners.remove(&from);
+        self.remove_joiner(from);
         self.grants.retain(|_, grant| grant.holder != from);
         if self.providers.len() < PROVIDERS_MAX {
             self.providers.insert(from);
@@ -658,6 +730,7 @@ impl Steward {
         let times = joiner.failure.as_ref().map_or(0, |(_, times, _)| *times) + 1;
         let again = ctx.now + pause * times.min(8);
         joiner.failure = Some((failure.clone(), times, again));
+        self.look_at = self.look_at.min(again);
         // Said to all when nobody is left who could read it and nobody has all of it.
         let closed = |joiner: &Joiner| match &joiner.failure {
             _ if joiner.upstreams.is_empty() => true,
@@ -665,13 +738,15 @@ impl Steward {
             Some((OriginFailure::Failed(_), times, _)) => *times >= REFUSALS,
             Some((OriginFailure::Throttled { .. } | OriginFailure::NoRanges, ..)) | None => false,
         };
-        if self.held.is_full() || !self.joiners.values().all(closed) {
+        // Who asks again will find those that have it.
+        let obtainable = self.held.is_full() || !self.providers.is_empty();
+        if obtainable || !self.joiners.values().all(closed) {
             return;
         }
         self.failure = Some(failure);
         self.welcome_all(ctx);
         // Whoever asks from now on asks anew.
-        self.joiners.clear();
+        self.forget_joiners();
         self.grants.clear();
         self.failure = None;
         self.recount();
@@ -768,16 +843,21 @@ impl Steward {
     }
 
     /// The next chunk to be leased, and who waits for it most.
-    fn next_range(&self, leased: &Bitfield, far_end: bool) -> Option<(u32, Option<Peer>)> {
-        for (peer, joiner) in self.joiners.iter().filter(|(_, joiner)| !joiner.silent) {
-            let urgent = joiner
-                .urgent
-                .iter()
-                .copied()
-                .find(|chunk| *chunk < self.chunks && !leased.contains(*chunk));
+    fn next_range(&mut self, leased: &Bitfield, far_end: bool) -> Option<(u32, Option<Peer>)> {
+        while let Some(peer) = self.waiting.first().copied() {
+            let urgent = self
+                .joiners
+                .get(&peer)
+                .filter(|joiner| !joiner.silent)
+                .and_then(|joiner| {
+                    let free = |chunk: &u32| *chunk < self.chunks && !leased.contains(*chunk);
+                    joiner.urgent.iter().copied().find(free)
+                });
             if let Some(chunk) = urgent {
-                return Some((chunk, Some(*peer)));
+                return Some((chunk, Some(peer)));
             }
+            // It says so with its next join if it waits for something else then.
+            self.waiting.pop_first();
         }
         let first = leased.next_clear(0)?;
         if far_end {
@@ -793,24 +873,38 @@ impl Steward {
     /// cap the first joiner would take all of them [sim: 1.34 times the bound, more where it is
     /// slow].
     fn next_holder(&self, ctx: &mut Ctx, streams: u16, wanted_by: Option<Peer>) -> Option<Peer> {
+        let is_able = |ctx: &Ctx, peer: Peer, joiner: &Joiner| {
+            let refused = joiner
+                .failure
+                .as_ref()
+                .is_some_and(|(.., again)| *again > ctx.now);
+            !joiner.upstreams.is_empty() && !joiner.silent && !refused && ctx.is_live(peer)
+        };
+        if ctx.config.makes(Mutation::LeasesWithoutCap) {
+            let mut joiners = self.joiners.iter();
+            return joiners
+                .find(|(peer, joiner)| is_able(ctx, **peer, joiner))
+                .map(|(peer, _)| *peer);
+        }
+        let active = |peer: Peer| {
+            let of_peer = |grant: &&Grant| grant.holder == peer;
+            self.grants.values().filter(of_peer).count()
+        };
+        // Among many, most have none: whoever is drawn is as good as the best of all.
+        if self.order.len() > DRAWS * usize::from(streams) {
+            for draw in 0..DRAWS * 8 {
+                let random = self.order[ctx.rng.random_range(0..self.order.len())];
+                let peer = wanted_by.filter(|_| draw == 0).unwrap_or(random);
+                if is_able(ctx, peer, &self.joiners[&peer]) && active(peer) == 0 {
+                    return Some(peer);
+                }
+            }
+        }
         let able: Vec<(Peer, usize, u32)> = self
             .joiners
             .iter()
-            .filter(|(peer, joiner)| {
-                let refused = joiner
-                    .failure
-                    .as_ref()
-                    .is_some_and(|(.., again)| *again > ctx.now);
-                !joiner.upstreams.is_empty() && !joiner.silent && !refused && ctx.is_live(**peer)
-            })
-            .map(|(peer, joiner)| {
-                let active = self
-                    .grants
-                    .values()
-                    .filter(|grant| grant.holder == *peer)
-                    .count();
-                (*peer, active, joiner.completed)
-            })
+            .filter(|(peer, joiner)| is_able(ctx, **peer, joiner))
+            .map(|(peer, joiner)| (*peer, active(*peer), joiner.completed))
             .collect();
         let share = usize::from(streams).div_ceil(able.len().max(1));
         let below_cap = |(_, active, completed): &(Peer, usize, u32)| {
@@ -892,6 +986,9 @@ impl Steward {
         }
     }
 }
+
+/// For each node that is wanted at random so many are drawn, before all are looked at.
+const DRAWS: usize = 4;
 
 /// After a change of membership joins of blobs in transfer may still be on their way.
 const RECENT: Duration = Duration::from_secs(3);

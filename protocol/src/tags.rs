@@ -197,8 +197,7 @@ impl Tags {
             return;
         };
         let mut others: Vec<Peer> = ctx.ranks(key_hash(&key)).into_iter().collect();
-        let members: Vec<Peer> = ctx.live.keys().copied().collect();
-        others.extend(ctx.sample(members, WITNESSES));
+        others.extend(ctx.sample_members(WITNESSES));
         others.retain(|peer| *peer != ctx.me);
         others.truncate(WITNESSES);
         for peer in others {
@@ -307,5 +306,5 @@ fn only_word(ctx: &Ctx, answers: &[TagAnswer]) -> Option<TagAnswer> {
     let said = answers
         .iter()
         .find(|answer| !matches!(answer, TagAnswer::Failed(_)))?;
-    (ctx.live.len() < SIGNERS).then(|| said.clone())
+    (ctx.view.live().len() < SIGNERS).then(|| said.clone())
 }

@@ -12,6 +12,7 @@ use crate::{
     event::Action,
     link::Ewma,
     message::Message,
+    mutation::Mutation,
     time::{Duration, Time},
 };
 use rand::RngExt as _;
@@ -31,6 +32,12 @@ pub(crate) struct Uploads {
     sent: BTreeMap<(Digest, u32), u32>,
     /// From the start of a send to its end, with as many at once as there were.
     send_time: Ewma,
+    /// From the end of one send to the next, while all slots were taken.
+    interval: Ewma,
+    /// When the last send ended, or all slots came to be taken.
+    ended_at: Time,
+    /// Whether all slots have been taken since then.
+    full: bool,
 }
 
 /// Chunks whose sends are counted: 64 GiB of them. Forgetting one costs order, nothing else.
@@ -42,8 +49,9 @@ const STALLED_AFTER: Duration = Duration::from_secs(2);
 /// Sends under way, stalled ones included, for each slot.
 const STALLED_FACTOR: usize = 4;
 
-/// What a chunk takes to send before anything was measured: 4 MiB at 1 Gbit/s.
-const SEND_TIME_GUESS: Duration = Duration::from_millis(35);
+/// What a chunk takes to send before anything was measured: 4 MiB at 4 Gbit/s, so that a node
+/// begins with the fewest slots.
+const INTERVAL_GUESS: Duration = Duration::from_millis(9);
 
 impl Uploads {
     /// A peer asks for a chunk that this node has.
@@ -52,10 +60,11 @@ impl Uploads {
         if self.queue.contains(&upload) || self.active.iter().any(|(other, _)| *other == upload) {
             return;
         }
-        if self.queue.len() >= ctx.config.upload_queue {
+        let unbounded = ctx.config.makes(Mutation::UploadsWithoutBound);
+        if self.queue.len() >= ctx.config.upload_queue && !unbounded {
             let chunks = ctx.rng.random_range(1.5..7.5);
             let retry = self
-                .per_chunk(ctx)
+                .per_chunk()
                 .mul_f64(chunks)
                 .max(Duration::from_millis(10));
             let retry_ms = retry.as_millis() as u32;
@@ -70,7 +79,7 @@ impl Uploads {
             return;
         }
         self.queue.push_back(upload);
-        if self.active.len() >= ctx.config.upload_slots {
+        if self.active.len() >= self.slots(ctx) {
             let delay_ms = self.delay(ctx).as_millis() as u32;
             ctx.send(
                 to,
@@ -89,6 +98,10 @@ impl Uploads {
         if let Some(at) = self.active.iter().position(|(upload, _)| *upload == done) {
             let (_, started) = self.active.swap_remove(at);
             self.send_time.sample(ctx.now.since(started));
+            if self.full {
+                self.interval.sample(ctx.now.since(self.ended_at));
+            }
+            self.full = false;
         }
         self.start(ctx);
     }
@@ -106,21 +119,29 @@ impl Uploads {
     /// How long a request that came now would wait.
     pub(crate) fn delay(&self, ctx: &Ctx) -> Duration {
         let ahead = (self.queue.len() + self.active.len()) as u32;
-        if ahead < ctx.config.upload_slots as u32 {
+        if ahead < self.slots(ctx) as u32 {
             return Duration::ZERO;
         }
-        self.per_chunk(ctx) * ahead
+        self.per_chunk() * ahead
     }
 
     /// The time from one finished send to the next.
-    fn per_chunk(&self, ctx: &Ctx) -> Duration {
-        let measured = self.send_time.get();
-        let send_time = if measured.is_zero() {
-            SEND_TIME_GUESS
+    fn per_chunk(&self) -> Duration {
+        let measured = self.interval.get();
+        if measured.is_zero() {
+            INTERVAL_GUESS
         } else {
             measured
-        };
-        send_time / ctx.config.upload_slots as u32
+        }
+    }
+
+    /// How many chunks are sent at once: what the uplink sends in the configured time.
+    fn slots(&self, ctx: &Ctx) -> usize {
+        if ctx.config.makes(Mutation::UploadsWithoutBound) {
+            return usize::from(u16::MAX);
+        }
+        let fit = ctx.config.upload_time.as_secs_f64() / self.per_chunk().as_secs_f64();
+        (fit as usize).clamp(ctx.config.upload_slots, ctx.config.upload_slots_max)
     }
 
     /// Sends that have not taken so long that their receiver must have stopped reading: a frozen
@@ -141,9 +162,8 @@ impl Uploads {
     }
 
     fn start(&mut self, ctx: &mut Ctx) {
-        while self.moving(ctx) < ctx.config.upload_slots
-            && self.active.len() < STALLED_FACTOR * ctx.config.upload_slots
-        {
+        let slots = self.slots(ctx);
+        while self.moving(ctx) < slots && self.active.len() < STALLED_FACTOR * slots {
             // What was sent least often goes first, in order of arrival among equals: the second
             // copy of a chunk doubles its sources, the tenth hardly matters.
             let first = (0..self.queue.len()).min_by_key(|at| self.sent_before(&self.queue[*at]));
@@ -158,6 +178,10 @@ impl Uploads {
             self.active.push((upload, ctx.now));
             let Upload { to, blob, index } = upload;
             ctx.act(Action::SendChunk { to, blob, index });
+        }
+        if !self.full {
+            self.full = self.active.len() >= slots;
+            self.ended_at = ctx.now;
         }
     }
 

@@ -1,26 +1,24 @@
 //! One host: the real exchange, a store that remembers which chunks are here, and a client that
-//! pulls the image through it.
+//! pulls images through it.
+
+pub(crate) mod store;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use shoal_protocol::{
-    chunk::{Bitfield, Geometry},
     config::Config,
     core::Core,
-    digest::Digest,
-    directory::{Directory, NodeRecord, Peer},
+    directory::{Directory, NodeRecord},
     event::Event,
-    message::{BlobKind, LeaseId, Message},
+    message::{LeaseId, Message},
     time::Time,
 };
 
-use crate::{
-    network::{Frame, Links, StreamId},
-    world::HostId,
-};
+use self::store::Stored;
+use crate::net::NodeIndex;
 
-/// SHA-256 with the instructions for it, in bytes per nanosecond.
-const SHA256_BYTES_PER_NANO: f64 = 1.8;
+/// A blob's place in the list of all of a world.
+pub(crate) type BlobIndex = u16;
 
 /// Whether the process runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,72 +28,24 @@ pub(crate) enum State {
     Down,
 }
 
-/// What a host has of a blob.
-#[derive(Debug)]
-pub(crate) struct Stored {
-    pub(crate) size: Option<u64>,
-    pub(crate) have: Bitfield,
-    pub(crate) verified: bool,
-    /// Chunks from the start that went into the SHA-256.
-    hashed: u32,
-    hash_free: u64,
-    reader_at: Option<u32>,
+/// How a host misbehaves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Lies {
+    /// It vouches for wrong bytes of what it reads from the origin.
+    pub(crate) as_holder: bool,
+    /// It sends other bytes than were vouched for.
+    pub(crate) as_server: bool,
 }
 
-impl Stored {
-    pub(crate) fn new(size: Option<u64>) -> Self {
-        let chunks = size.map_or(1, |size| Geometry::new(BlobKind::Blob, size).chunks());
-        Self {
-            size,
-            have: Bitfield::new(chunks),
-            verified: false,
-            hashed: 0,
-            hash_free: 0,
-            reader_at: None,
-        }
-    }
-
-    pub(crate) fn complete(size: u64) -> Self {
-        let chunks = Geometry::new(BlobKind::Blob, size).chunks();
-        Self {
-            have: Bitfield::full(chunks),
-            verified: true,
-            ..Self::new(Some(size))
-        }
-    }
-
-    pub(crate) fn sized(&mut self, size: u64) {
-        self.size = Some(size);
-        self.have.grow(Geometry::new(BlobKind::Blob, size).chunks());
-    }
-
-    /// Hashes what is contiguous; says when the whole will have been hashed, once.
-    pub(crate) fn hash(&mut self, now: u64) -> Option<u64> {
-        let size = self.size?;
-        let chunks = self.have.len();
-        if self.hashed == chunks {
-            return None;
-        }
-        while self.hashed < chunks && self.have.contains(self.hashed) {
-            let len = f64::from(Geometry::new(BlobKind::Blob, size).len(self.hashed));
-            self.hash_free = self.hash_free.max(now) + (len / SHA256_BYTES_PER_NANO) as u64;
-            self.hashed += 1;
-        }
-        (self.hashed == chunks).then_some(self.hash_free)
-    }
-
-    /// The chunk that a client waits for, when it is another one than before.
-    pub(crate) fn reader_moved(&mut self) -> Option<u32> {
-        let head = self.have.next_clear(0)?;
-        (self.reader_at.replace(head) != Some(head)).then_some(head)
-    }
-
-    /// The process has started again: everything is hashed anew, nobody reads yet.
-    pub(crate) fn reopened(&mut self) {
-        self.hashed = 0;
-        self.hash_free = 0;
-        self.reader_at = None;
-    }
+/// The pull of one image by the client of one host.
+#[derive(Debug)]
+pub(crate) struct Pull {
+    pub(crate) manifest: BlobIndex,
+    /// Layers that the client has not asked for yet.
+    pub(crate) next: VecDeque<BlobIndex>,
+    pub(crate) pulling: BTreeSet<BlobIndex>,
+    /// Blobs that the client still lacks, the manifest included.
+    pub(crate) missing: BTreeSet<BlobIndex>,
 }
 
 pub(crate) struct Host {
@@ -108,50 +58,90 @@ pub(crate) struct Host {
     pub(crate) epoch: u32,
     /// What came in while the process was frozen.
     pub(crate) backlog: Vec<Event>,
-    pub(crate) unread: Vec<Frame>,
     pub(crate) wake_at: u64,
-    pub(crate) links: Links,
-    pub(crate) connected: BTreeSet<HostId>,
-    pub(crate) dialing: BTreeMap<HostId, Vec<Message>>,
-    pub(crate) blobs: BTreeMap<Digest, Stored>,
-    pub(crate) expected: BTreeSet<(Peer, Digest, u32)>,
-    pub(crate) reads: BTreeMap<(Digest, LeaseId), StreamId>,
-    /// Layers that the client has not asked for yet.
-    pub(crate) to_pull: VecDeque<Digest>,
-    pub(crate) pulling: BTreeMap<Digest, BlobKind>,
+    pub(crate) connected: Peers,
+    pub(crate) dialing: BTreeMap<NodeIndex, Vec<Message>>,
+    /// Bulk connections, and when each was last used.
+    pub(crate) bulk: BTreeMap<NodeIndex, u64>,
+    pub(crate) blobs: Vec<Option<Box<Stored>>>,
+    pub(crate) expected: BTreeSet<(NodeIndex, BlobIndex, u32)>,
+    /// Origin reads, by their number in the world.
+    pub(crate) reads: BTreeMap<(BlobIndex, LeaseId), u32>,
+    pub(crate) banned: BTreeSet<NodeIndex>,
+    pub(crate) pulls: Vec<Pull>,
     pub(crate) started_at: Option<u64>,
     pub(crate) done_at: Option<u64>,
+    /// When the disk has written, and read, all that it was given.
+    pub(crate) written_at: u64,
+    pub(crate) read_at: u64,
     /// Struck by a fault: its own time does not count.
     pub(crate) victim: bool,
+    /// Slower than the others from the start.
+    pub(crate) slow: bool,
+    /// Nothing can be stored.
+    pub(crate) full: bool,
+    pub(crate) lies: Lies,
+    /// What its clock is ahead of the world's, in nanoseconds.
+    pub(crate) clock_ahead: u64,
+    /// When a chunk was last stored.
+    pub(crate) progress_at: u64,
+    /// Bytes that it read from the origin.
+    pub(crate) from_origin: u64,
+    /// Chunks that it is sending.
+    pub(crate) sending: usize,
+    /// Chunks that it no longer waits for, and whose senders were not told.
+    pub(crate) withdrawn: BTreeSet<(NodeIndex, BlobIndex, u32)>,
     pub(crate) events: u64,
     /// Calls in a row after which the machine wanted to be called again at once.
     pub(crate) spins: u32,
 }
 
 impl Host {
-    pub(crate) fn new(record: NodeRecord, rate: f64) -> Self {
+    pub(crate) fn new(record: NodeRecord, nodes: usize, blobs: usize) -> Self {
         Self {
             record,
             core: None,
             state: State::Up,
             epoch: 0,
             backlog: Vec::new(),
-            unread: Vec::new(),
             wake_at: u64::MAX,
-            links: Links::new(rate),
-            connected: BTreeSet::new(),
+            connected: Peers::new(nodes),
             dialing: BTreeMap::new(),
-            blobs: BTreeMap::new(),
+            bulk: BTreeMap::new(),
+            blobs: (0..blobs).map(|_| None).collect(),
             expected: BTreeSet::new(),
             reads: BTreeMap::new(),
-            to_pull: VecDeque::new(),
-            pulling: BTreeMap::new(),
+            banned: BTreeSet::new(),
+            pulls: Vec::new(),
             started_at: None,
             done_at: None,
+            written_at: 0,
+            read_at: 0,
             victim: false,
+            slow: false,
+            full: false,
+            lies: Lies::default(),
+            clock_ahead: 0,
+            progress_at: 0,
+            from_origin: 0,
+            sending: 0,
+            withdrawn: BTreeSet::new(),
             events: 0,
             spins: 0,
         }
+    }
+
+    pub(crate) fn blob(&self, blob: BlobIndex) -> Option<&Stored> {
+        self.blobs[usize::from(blob)].as_deref()
+    }
+
+    pub(crate) fn blob_mut(&mut self, blob: BlobIndex) -> Option<&mut Stored> {
+        self.blobs[usize::from(blob)].as_deref_mut()
+    }
+
+    /// Whether nobody waits for this host to end: it has ended, is gone, or is cast out.
+    pub(crate) fn is_over(&self) -> bool {
+        self.done_at.is_some() || self.state == State::Down || self.lies.as_holder
     }
 
     /// Starts the process.
@@ -164,7 +154,7 @@ impl Host {
             self.record.clone(),
             directory.clone(),
             seed.wrapping_add(u64::from(self.epoch) << 32),
-            Time::from_nanos(now),
+            Time::from_nanos(now + self.clock_ahead),
         ));
     }
 
@@ -174,16 +164,54 @@ impl Host {
         self.state = State::Down;
         self.epoch += 1;
         self.backlog.clear();
-        self.unread.clear();
         self.wake_at = u64::MAX;
-        self.links.control.clear();
-        self.links.streams.clear();
         self.connected.clear();
         self.dialing.clear();
+        self.bulk.clear();
         self.expected.clear();
         self.reads.clear();
-        for stored in self.blobs.values_mut() {
+        self.banned.clear();
+        self.withdrawn.clear();
+        self.sending = 0;
+        self.spins = 0;
+        for stored in self.blobs.iter_mut().flatten() {
             stored.reopened();
         }
+    }
+}
+
+/// A set of nodes of a known number.
+#[derive(Debug)]
+pub(crate) struct Peers(Vec<u64>);
+
+impl Peers {
+    fn new(nodes: usize) -> Self {
+        Self(vec![0; nodes.div_ceil(64)])
+    }
+
+    pub(crate) fn contains(&self, node: NodeIndex) -> bool {
+        self.0[node / 64] >> (node % 64) & 1 == 1
+    }
+
+    /// `true` if it was not there.
+    pub(crate) fn insert(&mut self, node: NodeIndex) -> bool {
+        let new = !self.contains(node);
+        self.0[node / 64] |= 1 << (node % 64);
+        new
+    }
+
+    /// `true` if it was there.
+    pub(crate) fn remove(&mut self, node: NodeIndex) -> bool {
+        let there = self.contains(node);
+        self.0[node / 64] &= !(1 << (node % 64));
+        there
+    }
+
+    pub(crate) fn count(&self) -> u32 {
+        self.0.iter().map(|word| word.count_ones()).sum()
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.0.fill(0);
     }
 }

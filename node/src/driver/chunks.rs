@@ -25,13 +25,12 @@ impl Driver {
             .get(&blob)
             .and_then(|fetch| fetch.blob.borrow().clone());
         let parts = Arc::clone(&self.parts);
-        let banned = parts
-            .directory
-            .lookup(&attestation.signer)
-            .is_none_or(|signer| self.core.banned().contains(&signer));
+        let signer = parts.directory.lookup(&attestation.signer);
+        // The sender of what a liar signed need not have heard of it yet.
+        let banned = signer.is_some_and(|signer| self.core.banned().contains(&signer));
         tokio::spawn(async move {
-            let Some(stored) = stored else {
-                // The pull has ended meanwhile.
+            let Some(stored) = stored.filter(|_| !banned) else {
+                // The pull has ended meanwhile, or the signer is cast out.
                 let event = Event::ChunkRejected {
                     from,
                     blob,
@@ -42,7 +41,7 @@ impl Driver {
                 return;
             };
             let outcome = spawn_blocking(move || {
-                if banned || !is_vouched_for(&stored, index, &attestation) {
+                if signer.is_none() || !is_vouched_for(&stored, index, &attestation) {
                     return Ok(false);
                 }
                 match stored.write_chunk(index, &bytes, &attestation) {

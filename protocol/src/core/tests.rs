@@ -8,5 +8,6 @@
 mod blame;
 mod chaos;
 mod pulls;
+mod restarts;
 mod tags;
 mod world;

@@ -1,9 +1,9 @@
 //! Who is to blame when the whole does not have its digest.
 
-use super::world::{MS, Origin, SECOND, World, blob};
+use super::world::{CHUNK, MS, Origin, SECOND, World, blob, hint};
 use crate::{
     event::{Action, Event},
-    message::Message,
+    message::{BlobKind, Message},
 };
 
 fn audits(world: &World) -> Vec<usize> {
@@ -154,4 +154,35 @@ fn an_origin_whose_bytes_are_wrong_fails_the_pull_after_two_audits() {
     let discards = world.logged(|action| matches!(action, Action::Discard { .. }).then_some(()));
     assert_eq!(discards.len(), 2, "those that did not audit keep nothing");
     assert!(world.nodes.iter().all(|node| node.core.banned().is_empty()));
+}
+
+#[test]
+fn an_auditor_keeps_nothing_that_was_on_its_way_from_a_peer() {
+    let mut world = World::new(4);
+    let peer = world.nodes[1].peer;
+    world.pull(0, blob(1), 10);
+    let mismatch = Message::Mismatch {
+        blob: blob(1),
+        kind: BlobKind::Blob,
+        size: 10 * CHUNK,
+        hints: vec![hint()],
+    };
+    world.run(MS);
+    world.handle(
+        0,
+        Event::Message {
+            from: peer,
+            message: mismatch,
+        },
+    );
+    assert_eq!(audits(&world), [0]);
+    // Written while the audit began.
+    let stored = Event::ChunkStored {
+        from: Some(peer),
+        blob: blob(1),
+        index: 3,
+        len: CHUNK as u32,
+    };
+    world.handle(0, stored);
+    assert_eq!(audits(&world), [0, 0]);
 }

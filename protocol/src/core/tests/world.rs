@@ -188,6 +188,25 @@ impl World {
         world
     }
 
+    /// The process ends and starts again before anyone misses it; it knows only what it is told.
+    pub(super) fn restart(&mut self, node: usize) {
+        let old = &self.nodes[node].core.ctx;
+        let (directory, peer) = (old.directory.clone(), self.nodes[node].peer);
+        let mut me = (*directory.record(peer)).clone();
+        me.generation += 1;
+        let config = Config {
+            wait_for_members: true,
+            ..old.config.clone()
+        };
+        self.nodes[node].core = Core::new(config, me, directory, 1000, self.now);
+        for other in (0..self.nodes.len()).filter(|other| *other != node) {
+            let others_peer = self.nodes[other].peer;
+            self.event(other, Event::Disconnected(peer));
+            self.event(other, Event::Connected(peer));
+            self.event(node, Event::Connected(others_peer));
+        }
+    }
+
     /// The nodes from the blob's best-ranked steward down.
     pub(super) fn ranks(&self, blob: Digest) -> Vec<usize> {
         let ranks = self.nodes[0].core.ctx.stewards(&blob);

@@ -1,0 +1,48 @@
+//! Nodes that start again.
+
+use super::world::{Origin, SECOND, World, blob, hint};
+use crate::{
+    chunk::{Bitfield, Geometry},
+    event::Event,
+    message::{BlobKind, OriginFailure},
+};
+
+#[test]
+fn a_steward_that_starts_again_unnoticed_hears_of_the_holders() {
+    let mut world = World::new(5);
+    let steward = world.ranks(blob(1))[0];
+    let holder = (steward + 1) % 5;
+    world.pull(holder, blob(1), 10);
+    let held = world.run_until(SECOND * 5, |world| world.has_all(holder, blob(1)));
+    assert!(held.is_some());
+    world.restart(steward);
+    world.run(SECOND * 2);
+    for node in &mut world.nodes {
+        node.origin = Origin::Fails(OriginFailure::Failed("away".to_owned()));
+    }
+    let puller = (steward + 2) % 5;
+    world.pull(puller, blob(1), 10);
+    let took = world.run_until(SECOND * 5, |world| world.has_all(puller, blob(1)));
+    assert!(took.is_some(), "nobody tells the puller who has the blob");
+}
+
+#[test]
+fn what_is_told_of_a_blob_before_the_members_are_known_is_not_lost() {
+    let mut world = World::new(3);
+    world.restart(0);
+    let size = 1 << 20;
+    let chunks = Geometry::new(BlobKind::Blob, size).chunks();
+    let pull = Event::Pull {
+        blob: blob(1),
+        kind: BlobKind::Blob,
+        size: Some(size),
+        have: Some(Bitfield::full(chunks)),
+        hint: hint(),
+    };
+    // All of it was stored before the restart, and is verified before anyone is there to ask.
+    world.handle(0, pull);
+    world.handle(0, Event::Verified { blob: blob(1) });
+    world.run(SECOND * 3);
+    assert!(world.has_all(0, blob(1)));
+    assert!(world.nodes[0].core.pulling().is_empty());
+}

@@ -1,0 +1,275 @@
+//! The members of the cluster as the machines of one node see them: who is live, and which of them
+//! rank best for a blob, an upstream or a tag.
+//!
+//! With 10,000 members a record for each of them at each node would not fit into a simulation, and
+//! ranking all of them for every message would not fit into a daemon's time. So the live ones are a
+//! set of bits, and a ranking that was asked for is kept and corrected as members come and go.
+
+use std::{cell::RefCell, collections::BTreeMap};
+
+use smallvec::SmallVec;
+
+use crate::directory::{Directory, NodeId, Peer};
+
+/// A set of peers: their numbers are dense, so a bit each is enough.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PeerSet {
+    words: Vec<u64>,
+    len: usize,
+}
+
+impl PeerSet {
+    fn place(peer: Peer) -> (usize, u64) {
+        ((peer.0 / 64) as usize, 1 << (peer.0 % 64))
+    }
+
+    pub(crate) fn contains(&self, peer: Peer) -> bool {
+        let (word, bit) = Self::place(peer);
+        self.words.get(word).is_some_and(|word| word & bit != 0)
+    }
+
+    /// Adds a peer; `true` if it was not there.
+    pub(crate) fn insert(&mut self, peer: Peer) -> bool {
+        let (word, bit) = Self::place(peer);
+        if self.words.len() <= word {
+            self.words.resize(word + 1, 0);
+        }
+        let new = self.words[word] & bit == 0;
+        self.words[word] |= bit;
+        self.len += usize::from(new);
+        new
+    }
+
+    /// Takes a peer out; `true` if it was there.
+    pub(crate) fn remove(&mut self, peer: Peer) -> bool {
+        let (word, bit) = Self::place(peer);
+        if !self.contains(peer) {
+            return false;
+        }
+        self.words[word] &= !bit;
+        self.len -= 1;
+        true
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// In the order of their numbers.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Peer> + '_ {
+        self.words.iter().enumerate().flat_map(|(at, word)| {
+            let mut left = *word;
+            std::iter::from_fn(move || {
+                let bit = left.trailing_zeros();
+                left &= left.checked_sub(1)?;
+                Some(Peer(at as u32 * 64 + bit))
+            })
+        })
+    }
+
+    /// The `at`th of them, in the order of their numbers.
+    pub(crate) fn nth(&self, mut at: usize) -> Option<Peer> {
+        for (place, word) in self.words.iter().enumerate() {
+            let here = word.count_ones() as usize;
+            if at < here {
+                let mut left = *word;
+                for _ in 0..at {
+                    left &= left - 1;
+                }
+                return Some(Peer(place as u32 * 64 + left.trailing_zeros()));
+            }
+            at -= here;
+        }
+        None
+    }
+}
+
+/// The best-ranked live nodes for a key, best first.
+pub(crate) type Ranks = SmallVec<[Peer; 3]>;
+
+/// How many of them count.
+const RANKS: usize = 3;
+
+/// Weight and node, best first.
+type Ranking = SmallVec<[(u64, Peer); RANKS + 1]>;
+
+/// Rankings that are kept: those of every blob of a large store, in some 6 MB. Beyond, all are
+/// forgotten, and computed again when asked for.
+const RANKINGS_MAX: usize = 65_536;
+
+/// Which rankings a change of the view changed.
+#[derive(Debug, Default)]
+pub(crate) struct Changed {
+    /// These keys.
+    pub(crate) keys: Vec<u64>,
+    /// Perhaps others too: not all rankings that were ever asked for are known any more.
+    pub(crate) others: bool,
+}
+
+impl Changed {
+    pub(crate) fn concerns(&self, key: u64) -> bool {
+        self.others || self.keys.contains(&key)
+    }
+}
+
+pub(crate) struct View {
+    me: (Peer, NodeId),
+    directory: Directory,
+    live: PeerSet,
+    rankings: RefCell<BTreeMap<u64, Ranking>>,
+    forgot: bool,
+}
+
+fn enter(ranking: &mut Ranking, weight: u64, peer: Peer) -> bool {
+    let at = ranking.partition_point(|(other, _)| *other > weight);
+    if at >= RANKS {
+        return false;
+    }
+    ranking.insert(at, (weight, peer));
+    ranking.truncate(RANKS);
+    true
+}
+
+impl View {
+    pub(crate) fn new(me: Peer, my_id: NodeId, directory: Directory) -> Self {
+        Self {
+            me: (me, my_id),
+            directory,
+            live: PeerSet::default(),
+            rankings: RefCell::default(),
+            forgot: false,
+        }
+    }
+
+    /// Members that are not declared dead and not banned, without this node.
+    pub(crate) fn live(&self) -> &PeerSet {
+        &self.live
+    }
+
+    /// Whether a node is live; this one always is.
+    pub(crate) fn is_live(&self, peer: Peer) -> bool {
+        peer == self.me.0 || self.live.contains(peer)
+    }
+
+    /// A member is live.
+    pub(crate) fn joined(&mut self, peer: Peer) -> Changed {
+        let mut changed = Changed {
+            others: self.forgot,
+            ..Changed::default()
+        };
+        if self.live.insert(peer) {
+            let id = self.directory.id(peer);
+            for (key, ranking) in self.rankings.get_mut() {
+                if enter(ranking, id.weight(*key), peer) {
+                    changed.keys.push(*key);
+                }
+            }
+        }
+        changed
+    }
+
+    /// A member is not live any more.
+    pub(crate) fn left(&mut self, peer: Peer) -> Changed {
+        let mut changed = Changed {
+            others: self.forgot,
+            ..Changed::default()
+        };
+        if self.live.remove(peer) {
+            self.rankings.get_mut().retain(|key, ranking| {
+                let stays = ranking.iter().all(|(_, ranked)| *ranked != peer);
+                if !stays {
+                    changed.keys.push(*key);
+                }
+                stays
+            });
+        }
+        changed
+    }
+
+    /// The three live nodes of highest weight for `key` (rendezvous hashing), best first.
+    pub(crate) fn ranks(&self, key: u64) -> Ranks {
+        let mut rankings = self.rankings.borrow_mut();
+        let ranking = rankings.entry(key).or_insert_with(|| {
+            let mut ranking = Ranking::new();
+            enter(&mut ranking, self.me.1.weight(key), self.me.0);
+            self.directory.each(self.live.iter(), |peer, id| {
+                enter(&mut ranking, id.weight(key), peer);
+            });
+            ranking
+        });
+        ranking.iter().map(|(_, peer)| *peer).collect()
+    }
+
+    /// Keeps the bound on rankings; called between events.
+    pub(crate) fn trim(&mut self) {
+        let rankings = self.rankings.get_mut();
+        if rankings.len() > RANKINGS_MAX {
+            rankings.clear();
+            self.forgot = true;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    fn view(members: u8) -> View {
+        let directory = Directory::new();
+        for number in 0..members {
+            directory.intern_id(NodeId([number; 32]));
+        }
+        View::new(Peer(0), NodeId([0; 32]), directory)
+    }
+
+    fn reckoned(view: &View, key: u64) -> Ranks {
+        let mut all: Vec<(u64, Peer)> = view
+            .live()
+            .iter()
+            .chain([Peer(0)])
+            .map(|peer| (view.directory.id(peer).weight(key), peer))
+            .collect();
+        all.sort_unstable_by(|a, b| b.cmp(a));
+        all.into_iter().take(RANKS).map(|(_, peer)| peer).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn a_kept_ranking_is_what_it_would_be_anew(
+            changes in prop::collection::vec((any::<bool>(), 1u32..40), 0..120),
+        ) {
+            let mut view = view(40);
+            let keys = [1, 99, u64::MAX / 3];
+            for (up, peer) in changes {
+                let before = keys.map(|key| view.ranks(key));
+                let changed = if up { view.joined(Peer(peer)) } else { view.left(Peer(peer)) };
+                for (key, before) in keys.into_iter().zip(before) {
+                    let now = view.ranks(key);
+                    prop_assert_eq!(&now, &reckoned(&view, key));
+                    prop_assert_eq!(changed.concerns(key), now != before);
+                }
+            }
+        }
+
+        #[test]
+        fn a_peer_set_is_a_set(ops in prop::collection::vec((any::<bool>(), 0u32..300), 0..200)) {
+            let mut set = PeerSet::default();
+            let mut model = BTreeSet::new();
+            for (add, peer) in ops {
+                if add {
+                    prop_assert_eq!(set.insert(Peer(peer)), model.insert(Peer(peer)));
+                } else {
+                    prop_assert_eq!(set.remove(Peer(peer)), model.remove(&Peer(peer)));
+                }
+            }
+            prop_assert_eq!(set.len(), model.len());
+            prop_assert!(set.iter().eq(model.iter().copied()));
+            for (at, peer) in model.iter().enumerate() {
+                prop_assert_eq!(set.nth(at), Some(*peer));
+            }
+            prop_assert_eq!(set.nth(model.len()), None);
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! Worlds that broke something once, as the command line of each.
+
+/// What follows `cargo sim --scenario random`, and what broke.
+#[cfg(test)]
+pub(super) const REGRESSIONS: &[(&str, &str)] = &[
+    (
+        "--seed 1",
+        "a mismatch was forgotten that was told before the members were known",
+    ),
+    (
+        "--seed 25",
+        "nobody told a steward that had started again who holds what",
+    ),
+    (
+        "--seed 244",
+        "a stream that was read before it had left was never said to have left",
+    ),
+    (
+        "--seed 369",
+        "an auditor kept what was being written when its audit began",
+    ),
+    (
+        "--seed 788",
+        "those that had nothing took all places from those that had all",
+    ),
+];
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::REGRESSIONS;
+    use crate::{arguments::Arguments, swarm::attempt};
+
+    #[test]
+    fn what_broke_once_holds() {
+        for (line, what) in REGRESSIONS {
+            let line = format!("sim --scenario random {line}");
+            let arguments = Arguments::parse_from(line.split_whitespace());
+            let scenario = arguments.scenario(arguments.seed).expect("a scenario");
+            if let Err(broken) = attempt(&scenario) {
+                panic!("{line} ({what}):\n{broken}");
+            }
+        }
+    }
+}

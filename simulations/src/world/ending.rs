@@ -1,0 +1,81 @@
+//! How a world ends, and what is said of it.
+
+use super::World;
+use crate::report::Report;
+
+impl World {
+    /// Whether everyone has what it wants, and nobody is to come back.
+    pub(super) fn is_over(&self) -> bool {
+        self.restarts == 0
+            && self.hosts[..self.origin]
+                .iter()
+                .zip(&self.wanted)
+                .all(|(host, wanted)| wanted.is_empty() || host.is_over())
+    }
+
+    pub(super) fn name_the_stuck(&mut self) {
+        for id in 0..self.origin {
+            let host = &self.hosts[id];
+            if host.is_over() || self.wanted[id].is_empty() {
+                continue;
+            }
+            let missing: Vec<String> = host
+                .blobs
+                .iter()
+                .flatten()
+                .zip(&self.content.blobs)
+                .filter(|(stored, _)| !stored.verified)
+                .map(|(stored, blob)| format!("{} {:?}", blob.digest.short(), stored.have))
+                .collect();
+            let leases = host.core.as_ref().map_or(0, |core| core.leases().len());
+            let text = format!(
+                "node {id} never finished: {missing:?}, {leases} leases, {:?}",
+                host.state
+            );
+            self.checkers.violation(text);
+        }
+    }
+
+    /// Seconds that each node took, from its own start: those whose time counts, and the others.
+    fn times(&self) -> (Vec<f64>, Vec<f64>) {
+        let (mut counted, mut struck) = (Vec::new(), Vec::new());
+        for host in &self.hosts[..self.origin] {
+            let (Some(started), Some(done)) = (host.started_at, host.done_at) else {
+                continue;
+            };
+            let seconds = (done - started) as f64 / 1e9;
+            if host.victim || host.slow {
+                struck.push(seconds);
+            } else {
+                counted.push(seconds);
+            }
+        }
+        counted.sort_by(f64::total_cmp);
+        struck.sort_by(f64::total_cmp);
+        (counted, struck)
+    }
+
+    pub(super) fn report(mut self) -> Report {
+        let (counted, struck) = self.times();
+        self.checkers.ended(&self.scenario, self.origin, &self.net);
+        let layers = self.scenario.layer_sizes();
+        let once: u64 = layers.iter().flatten().sum();
+        let most = self.hosts.iter().map(|host| host.from_origin).max();
+        let even = once as f64 / self.scenario.nodes as f64;
+        self.checkers.holder_most = most.unwrap_or_default() as f64 / even;
+        let copies = self.net.sent_bulk(self.origin) as f64 / once as f64;
+        let longest = counted.last().copied().unwrap_or(f64::NAN);
+        let bound = self.scenario.lower_bound();
+        self.checkers
+            .hold(&self.scenario.limits, longest, bound, copies);
+        Report::new(
+            &self.scenario,
+            counted,
+            struck,
+            &self.net,
+            self.origin,
+            &self.trace,
+            self.checkers,
+        )
+    }
+}
