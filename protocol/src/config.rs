@@ -10,6 +10,11 @@ pub struct Config {
     /// Neighbours that a node looks for in each blob's mesh. 16 makes a near-regular random graph
     /// whose diameter is 3 at 1,000 nodes.
     pub degree: usize,
+    /// Of them so many in the same rack, where nodes say in which they are.
+    pub degree_near: usize,
+    /// How long a node with little requested waits for what other members are to bring into its
+    /// rack or zone before it fetches that from afar itself.
+    pub hungry_after: Duration,
     /// Neighbours that it accepts, so that late joiners find room.
     pub degree_max: usize,
     /// Below so many neighbours it asks the steward for more.
@@ -136,6 +141,8 @@ impl Default for Config {
         let s = Duration::from_secs;
         Self {
             degree: 16,
+            degree_near: 10,
+            hungry_after: ms(100),
             degree_max: 20,
             degree_low: 12,
             outstanding_min: 8,

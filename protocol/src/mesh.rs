@@ -9,7 +9,7 @@ use crate::{
     chunk::{Bitfield, Geometry},
     ctx::Ctx,
     digest::Digest,
-    directory::Peer,
+    directory::{Distance, Peer},
     event::Action,
     joining::Joining,
     message::{BlobKind, Hint, Lease, LeaseId, LeaseReport, Message, OriginFailure},
@@ -20,6 +20,15 @@ use crate::{
 /// A node that exchanges this blob with us.
 pub(crate) struct Neighbour {
     pub(crate) have: Bitfield,
+    pub(crate) distance: Distance,
+}
+
+/// The chunks that this node is to bring into its rack, and into its zone.
+pub(crate) struct Imports {
+    /// [`View::surroundings`](crate::view::View::surroundings), as this was reckoned.
+    surroundings: u64,
+    pub(crate) rack: Bitfield,
+    pub(crate) zone: Bitfield,
 }
 
 /// A chunk requested from a peer.
@@ -72,6 +81,8 @@ pub(crate) struct Mesh {
     pub(crate) phase: Phase,
     pub(crate) hints: Vec<Hint>,
     pub(crate) neighbours: BTreeMap<Peer, Neighbour>,
+    /// Nothing where nobody said where nodes stand.
+    pub(crate) imports: Option<Imports>,
     /// For each chunk, how many neighbours have it.
     pub(crate) availability: Vec<u16>,
     pub(crate) flights: BTreeMap<u32, SmallVec<[Flight; 2]>>,
@@ -143,6 +154,7 @@ impl Mesh {
             phase,
             hints: Vec::new(),
             neighbours: BTreeMap::new(),
+            imports: None,
             availability: vec![0; chunks as usize],
             flights: BTreeMap::new(),
             late_at: Time::NEVER,
@@ -257,10 +269,13 @@ impl Mesh {
     /// The steward named nodes that have or pull the blob. They are met at once where nobody else
     /// may answer, else once the acquaintances had the time to.
     pub(crate) fn introduced(&mut self, ctx: &mut Ctx, peers: &[Peer]) {
+        // The steward does not know who stands near whom.
+        let mut strangers = ctx.sample_near();
+        strangers.extend(peers);
         if self.offered.is_empty() {
-            self.meet(ctx, peers);
+            self.meet(ctx, &strangers);
         } else {
-            self.strangers = peers.to_vec();
+            self.strangers = strangers;
             self.meet_at = ctx.now + ACQUAINTANCES_FIRST;
         }
     }
@@ -273,12 +288,27 @@ impl Mesh {
                 break;
             }
             let known = self.neighbours.contains_key(peer) || self.offered.contains_key(peer);
-            if *peer == ctx.me || known || ctx.banned.contains(peer) {
+            let room = self.has_room(ctx, *peer, ctx.config.degree);
+            if *peer == ctx.me || known || !room || ctx.banned.contains(peer) {
                 continue;
             }
             self.offered.insert(*peer, ctx.now);
             self.offer(ctx, *peer, false);
         }
+    }
+
+    /// Whether a further neighbour may stand where this peer does, of `degree` in all: most are to
+    /// be near, and some have to be far.
+    fn has_room(&self, ctx: &Ctx, peer: Peer, degree: usize) -> bool {
+        let near = ctx.view.rack().len().min(ctx.config.degree_near);
+        if near == 0 {
+            return true;
+        }
+        let is_near = ctx.view.distance(peer) == Distance::Near;
+        let alike = |other: &&Peer| (ctx.view.distance(**other) == Distance::Near) == is_near;
+        let taken = self.neighbours.keys().chain(self.offered.keys());
+        let most = if is_near { degree } else { degree - near };
+        taken.filter(alike).count() < most
     }
 
     fn offer(&self, ctx: &mut Ctx, to: Peer, answer: bool) {
@@ -314,7 +344,9 @@ impl Mesh {
         let asked = self.offered.remove(&from).is_some();
         // Those that were asked and have not answered yet have a place reserved.
         let taken = self.neighbours.len() + self.offered.len();
-        if !fits || (!known && !asked && taken >= ctx.config.degree_max) {
+        let full =
+            taken >= ctx.config.degree_max || !self.has_room(ctx, from, ctx.config.degree_max);
+        if !fits || (!known && !asked && full) {
             ctx.send(from, Message::Part { blob: self.blob });
             return;
         }
@@ -326,7 +358,12 @@ impl Mesh {
             for chunk in bits.iter() {
                 self.availability[chunk as usize] += 1;
             }
-            self.neighbours.insert(from, Neighbour { have: bits });
+            let distance = ctx.view.distance(from);
+            let neighbour = Neighbour {
+                have: bits,
+                distance,
+            };
+            self.neighbours.insert(from, neighbour);
             self.supply += 1;
             ctx.get_acquainted(from);
         }
@@ -443,12 +480,38 @@ impl Mesh {
         if self.exhausted_at == supply || !self.takes_from_peers() {
             return false;
         }
+        self.reckon_imports(ctx);
         if let Some((chunk, peer)) = picker::next(self, ctx) {
             self.request(ctx, chunk, peer);
             return true;
         }
         self.exhausted_at = supply;
         false
+    }
+
+    fn reckon_imports(&mut self, ctx: &Ctx) {
+        let surroundings = ctx.view.surroundings();
+        let chunks = self.have.len();
+        let is_new = |imports: &Imports| {
+            imports.surroundings == surroundings && imports.rack.len() == chunks
+        };
+        if surroundings == 0 || self.imports.as_ref().is_some_and(is_new) {
+            return;
+        }
+        let mut rack = Bitfield::new(chunks);
+        let mut zone = Bitfield::new(chunks);
+        ctx.view
+            .imports(self.blob.prefix(), chunks, |chunk, also_zone| {
+                rack.insert(chunk);
+                if also_zone {
+                    zone.insert(chunk);
+                }
+            });
+        self.imports = Some(Imports {
+            surroundings,
+            rack,
+            zone,
+        });
     }
 
     fn request(&mut self, ctx: &mut Ctx, chunk: u32, peer: Peer) {

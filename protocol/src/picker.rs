@@ -3,7 +3,12 @@
 
 use rand::RngExt as _;
 
-use crate::{chunk::Bitfield, ctx::Ctx, directory::Peer, mesh::Mesh};
+use crate::{
+    chunk::Bitfield,
+    ctx::Ctx,
+    directory::{Distance, Peer},
+    mesh::Mesh,
+};
 
 /// The next request to make for this blob, if there is one to be made.
 pub(crate) fn next(mesh: &Mesh, ctx: &mut Ctx) -> Option<(u32, Peer)> {
@@ -29,8 +34,27 @@ fn among(mesh: &Mesh, ctx: &mut Ctx, usable: &[Peer]) -> Option<(u32, Peer)> {
         return None;
     }
     let mut candidates = Bitfield::new(mesh.have.len());
+    let hungry = ctx.is_hungry(ctx.outstanding_target(mesh.chunk_bytes()));
+    let imports = mesh.imports.as_ref().filter(|_| !hungry);
+    let [mut from_zone, mut from_afar] = match imports {
+        Some(_) => [candidates.clone(), candidates.clone()],
+        None => [Bitfield::new(0), Bitfield::new(0)],
+    };
     for peer in usable {
-        candidates.union_with(&mesh.neighbours[peer].have);
+        let neighbour = &mesh.neighbours[peer];
+        match neighbour.distance {
+            Distance::Rack if imports.is_some() => from_zone.union_with(&neighbour.have),
+            Distance::Zone if imports.is_some() => from_afar.union_with(&neighbour.have),
+            Distance::Near | Distance::Rack | Distance::Zone => {
+                candidates.union_with(&neighbour.have);
+            }
+        }
+    }
+    if let Some(imports) = imports {
+        from_zone.intersect_with(&imports.rack);
+        from_afar.intersect_with(&imports.zone);
+        candidates.union_with(&from_zone);
+        candidates.union_with(&from_afar);
     }
     candidates.subtract(&mesh.have);
     for chunk in mesh.flights.keys() {
@@ -42,7 +66,13 @@ fn among(mesh: &Mesh, ctx: &mut Ctx, usable: &[Peer]) -> Option<(u32, Peer)> {
         }
     }
     let chunk = head_of_a_reader(mesh, &candidates).or_else(|| rarest(mesh, ctx, &candidates))?;
-    let peer = source(mesh, ctx, chunk, usable)?;
+    let allowed = |peer: &Peer| match (imports, mesh.neighbours[peer].distance) {
+        (None, _) | (_, Distance::Near) => true,
+        (Some(imports), Distance::Rack) => imports.rack.contains(chunk),
+        (Some(imports), Distance::Zone) => imports.zone.contains(chunk),
+    };
+    let sources: Vec<Peer> = usable.iter().copied().filter(allowed).collect();
+    let peer = source(mesh, ctx, chunk, &sources)?;
     Some((chunk, peer))
 }
 
@@ -137,7 +167,8 @@ fn source(mesh: &Mesh, ctx: &mut Ctx, chunk: u32, usable: &[Peer]) -> Option<Pee
             .map_or((0, crate::time::Duration::ZERO), |link| {
                 (link.outstanding, link.expected(ctx.now))
             });
-        let rank = (expected, ctx.rng.random::<u32>());
+        let distance = mesh.neighbours[peer].distance;
+        let rank = (distance, expected, ctx.rng.random::<u32>());
         if best.is_none_or(|(other, _)| rank < other) {
             best = Some((rank, *peer));
         }
