@@ -103,10 +103,7 @@ impl Ctx {
 
     /// Members of this node's rack and zone, as many as make good neighbours.
     pub(crate) fn sample_near(&mut self) -> Vec<Peer> {
-        let (near, far) = (
-            self.config.degree_near,
-            self.config.degree - self.config.degree_near,
-        );
+        let (near, far) = (self.config.degree_near, self.config.degree_far);
         let mut peers = self.sample_of(near, View::rack);
         peers.extend(self.sample_of(far / 2, View::zone));
         peers
@@ -136,14 +133,14 @@ impl Ctx {
         } else if self.outstanding < target.div_ceil(4) && self.hungry_at == Time::NEVER {
             self.hungry_at = self.now + self.config.hungry_after;
         }
-        let hungry = self.is_hungry(target);
+        let hungry = self.is_hungry();
         self.supply += u64::from(hungry && !self.was_hungry);
         self.was_hungry = hungry;
     }
 
     /// Whether this node may bring in what is another's to bring in.
-    pub(crate) fn is_hungry(&self, target: usize) -> bool {
-        self.hungry_at <= self.now && self.outstanding < target.div_ceil(4)
+    pub(crate) fn is_hungry(&self) -> bool {
+        self.hungry_at <= self.now && self.outstanding == 0
     }
 
     /// A peer is not asked before that time.
@@ -168,7 +165,7 @@ impl Ctx {
     /// A peer is a neighbour for some blob: it is the first to be asked to be one for the next.
     pub(crate) fn get_acquainted(&mut self, peer: Peer) {
         if !self.acquaintances.contains(&peer) {
-            if self.acquaintances.len() >= self.config.degree_max {
+            if self.acquaintances.len() >= self.config.degree_most() {
                 self.acquaintances.pop_front();
             }
             self.acquaintances.push_back(peer);

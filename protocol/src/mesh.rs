@@ -284,11 +284,8 @@ impl Mesh {
         self.offered
             .retain(|_, since| ctx.now.since(*since) < OFFER_EXPIRY);
         for peer in peers {
-            if self.neighbours.len() + self.offered.len() >= ctx.config.degree {
-                break;
-            }
             let known = self.neighbours.contains_key(peer) || self.offered.contains_key(peer);
-            let room = self.has_room(ctx, *peer, ctx.config.degree);
+            let room = self.has_room(ctx, *peer, false);
             if *peer == ctx.me || known || !room || ctx.banned.contains(peer) {
                 continue;
             }
@@ -297,18 +294,28 @@ impl Mesh {
         }
     }
 
-    /// Whether a further neighbour may stand where this peer does, of `degree` in all: most are to
-    /// be near, and some have to be far.
-    fn has_room(&self, ctx: &Ctx, peer: Peer, degree: usize) -> bool {
-        let near = ctx.view.rack().len().min(ctx.config.degree_near);
-        if near == 0 {
-            return true;
+    /// Whether this peer may be a further neighbour: of those that this node looks for, or, a
+    /// quarter more, of those that it accepts. Those that were asked and have not answered yet have
+    /// a place reserved.
+    fn has_room(&self, ctx: &Ctx, peer: Peer, accepted: bool) -> bool {
+        let taken = self.neighbours.keys().chain(self.offered.keys());
+        let config = &ctx.config;
+        if ctx.view.rack().len() == 0 {
+            let most = if accepted {
+                config.degree_max
+            } else {
+                config.degree
+            };
+            return taken.count() < most;
         }
         let is_near = ctx.view.distance(peer) == Distance::Near;
         let alike = |other: &&Peer| (ctx.view.distance(**other) == Distance::Near) == is_near;
-        let taken = self.neighbours.keys().chain(self.offered.keys());
-        let most = if is_near { degree } else { degree - near };
-        taken.filter(alike).count() < most
+        let most = if is_near {
+            config.degree_near
+        } else {
+            config.degree_far
+        };
+        taken.filter(alike).count() < most + if accepted { most / 4 } else { 0 }
     }
 
     fn offer(&self, ctx: &mut Ctx, to: Peer, answer: bool) {
@@ -342,11 +349,7 @@ impl Mesh {
         let fits = have.len() == self.have.len() || (size.is_none() && have.count() == 0);
         let known = self.neighbours.contains_key(&from);
         let asked = self.offered.remove(&from).is_some();
-        // Those that were asked and have not answered yet have a place reserved.
-        let taken = self.neighbours.len() + self.offered.len();
-        let full =
-            taken >= ctx.config.degree_max || !self.has_room(ctx, from, ctx.config.degree_max);
-        if !fits || (!known && !asked && full) {
+        if !fits || (!known && !asked && !self.has_room(ctx, from, true)) {
             ctx.send(from, Message::Part { blob: self.blob });
             return;
         }
@@ -962,7 +965,12 @@ impl Mesh {
             .map(|hint| hint.upstream.clone())
             .collect();
         upstreams.dedup();
-        let room = ctx.config.degree.saturating_sub(self.neighbours.len());
+        let degree = if ctx.view.rack().len() == 0 {
+            ctx.config.degree
+        } else {
+            ctx.config.degree_near + ctx.config.degree_far
+        };
+        let room = degree.saturating_sub(self.neighbours.len());
         for join in self.joining.due(ctx, &ranks) {
             ctx.send(
                 join.to,
