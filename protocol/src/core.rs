@@ -529,11 +529,12 @@ impl Core {
                 wanted,
                 bytes,
                 throttled,
+                open,
             } => {
                 self.keepers
                     .entry(upstream.clone())
                     .or_insert_with(|| Keeper::new(ctx, upstream))
-                    .wanted(ctx, from, blob, wanted, bytes, throttled);
+                    .wanted(ctx, from, blob, [wanted, open], bytes, throttled);
             }
             Message::StreamsGranted { blob, streams, .. } => {
                 self.steward(blob, |steward, ctx| steward.streams_granted(ctx, streams));

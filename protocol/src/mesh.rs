@@ -95,6 +95,7 @@ pub(crate) struct Mesh {
     /// Nodes that the steward named, and when they are asked if there is still room.
     strangers: Vec<Peer>,
     meet_at: Time,
+    began: Time,
     /// Offers that were not answered yet, and since when.
     offered: BTreeMap<Peer, Time>,
     /// Chunks that the neighbours have not been told of.
@@ -119,6 +120,9 @@ const NO_STEWARD_TERM: u64 = 0;
 
 /// An offer that is not answered for so long is forgotten.
 const OFFER_EXPIRY: Duration = Duration::from_secs(2);
+
+/// Neighbours for which strangers are met while acquaintances may still come.
+const STRANGERS_FIRST: usize = 4;
 
 /// Acquaintances that begin the same pull do so within about this time.
 const ACQUAINTANCES_FIRST: Duration = Duration::from_millis(50);
@@ -163,6 +167,7 @@ impl Mesh {
             joining: Joining::new(ctx.now),
             strangers: Vec::new(),
             meet_at: Time::NEVER,
+            began: ctx.now,
             offered: BTreeMap::new(),
             fresh: Vec::new(),
             have_at: Time::NEVER,
@@ -240,7 +245,7 @@ impl Mesh {
             if self.meet_at <= ctx.now {
                 self.meet_at = Time::NEVER;
                 let strangers = std::mem::take(&mut self.strangers);
-                self.meet(ctx, &strangers);
+                self.meet_strangers(ctx, &strangers);
             }
             if self.flights.is_empty() && self.leases.is_empty() && self.lost_at <= ctx.now {
                 self.report_lost(ctx);
@@ -263,7 +268,7 @@ impl Mesh {
     /// neighbours for all layers of an image a node has 20 connections for bulk, not 20 for each.
     pub(crate) fn meet_acquaintances(&mut self, ctx: &mut Ctx) {
         let mut known = ctx.acquaintances.clone();
-        self.meet(ctx, known.make_contiguous());
+        self.meet(ctx, known.make_contiguous(), None);
     }
 
     /// The steward named nodes that have or pull the blob. They are met at once where nobody else
@@ -273,14 +278,23 @@ impl Mesh {
         let mut strangers = ctx.sample_near();
         strangers.extend(peers);
         if self.offered.is_empty() {
-            self.meet(ctx, &strangers);
+            self.meet_strangers(ctx, &strangers);
         } else {
             self.strangers = strangers;
             self.meet_at = ctx.now + ACQUAINTANCES_FIRST;
         }
     }
 
-    fn meet(&mut self, ctx: &mut Ctx, peers: &[Peer]) {
+    /// Acquaintances that have not begun this pull yet are going to offer themselves when they do;
+    /// until then a few strangers are enough.
+    fn meet_strangers(&mut self, ctx: &mut Ctx, strangers: &[Peer]) {
+        let is_new = ctx.now.since(self.began) < ctx.config.join_interval;
+        let some = is_new && ctx.acquaintances.len() >= ctx.config.degree_low;
+        self.meet(ctx, strangers, some.then_some(STRANGERS_FIRST));
+    }
+
+    /// Offers to be a neighbour of these, while there is room and `enough` are not reached.
+    fn meet(&mut self, ctx: &mut Ctx, peers: &[Peer], enough: Option<usize>) {
         self.offered
             .retain(|_, since| ctx.now.since(*since) < OFFER_EXPIRY);
         for peer in peers {
@@ -288,6 +302,9 @@ impl Mesh {
             let room = self.has_room(ctx, *peer, false);
             if *peer == ctx.me || known || !room || ctx.banned.contains(peer) {
                 continue;
+            }
+            if enough.is_some_and(|enough| self.neighbours.len() + self.offered.len() >= enough) {
+                break;
             }
             self.offered.insert(*peer, ctx.now);
             self.offer(ctx, *peer, false);
