@@ -20,8 +20,10 @@ use crate::{
 struct Client {
     wanted: u16,
     granted: u16,
-    /// Streams that it has open, more than granted while it runs down.
+    /// Streams that it had open when it last said so.
     open: u16,
+    /// The most that it was granted since the report before that: it may have opened as many.
+    recent: u16,
     heard: Time,
     /// Order of arrival.
     number: u64,
@@ -110,16 +112,19 @@ impl Keeper {
             wanted,
             granted: 0,
             open,
+            recent: 0,
             heard: ctx.now,
             number,
         });
         client.wanted = wanted;
-        client.open = open;
+        // What it says now was said after it heard of what was granted before it last spoke. Who
+        // wants none has none.
+        client.open = open.max(client.recent).min(wanted);
+        client.recent = client.granted;
         client.heard = ctx.now;
         let expiry = ctx.config.streams_expiry;
-        self.clients.retain(|_, client| {
-            client.wanted.max(client.open) > 0 && ctx.now.since(client.heard) < expiry
-        });
+        self.clients
+            .retain(|_, client| client.wanted > 0 && ctx.now.since(client.heard) < expiry);
         self.measure.bytes += bytes;
         if throttled {
             // Refusals come in groups, one for each stream too many: they count once.
@@ -225,18 +230,15 @@ impl Keeper {
             left -= 1;
         }
         // What one has to give up is free when its leases have ended, not before.
-        let kept = |share: u16, client: &Client| share.min(client.granted).max(client.open);
-        let taken: u16 = self
-            .clients
-            .iter()
-            .map(|(key, client)| kept(shares.get(key).copied().unwrap_or_default(), client))
-            .sum();
+        let kept = |client: &Client| client.open.max(client.recent);
+        let taken: u16 = self.clients.values().map(kept).sum();
         let mut free = ctx.config.streams_max.saturating_sub(taken);
         for (key, client) in &mut self.clients {
             let share = shares.get(key).copied().unwrap_or_default();
-            let kept = kept(share, client);
+            let kept = kept(client);
             let share = share.min(kept + free);
             free -= share.saturating_sub(kept);
+            client.recent = client.recent.max(share);
             if share != client.granted || *key == asked {
                 client.granted = share;
                 let (steward, blob) = *key;

@@ -299,6 +299,7 @@ impl View {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::directory::NodeRecord;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
@@ -319,6 +320,52 @@ mod tests {
             .collect();
         all.sort_unstable_by(|a, b| b.cmp(a));
         all.into_iter().take(RANKS).map(|(_, peer)| peer).collect()
+    }
+
+    #[test]
+    fn everything_is_brought_into_each_rack_and_each_zone_by_one_member() {
+        const THINGS: u32 = 500;
+        let directory = Directory::new();
+        // 2 zones of 3 racks of 5 nodes.
+        let place = |number: u32| Place {
+            zone: 1 + number % 2,
+            rack: 1 + number % 6,
+        };
+        for number in 0..30 {
+            directory.intern(&NodeRecord {
+                id: NodeId([number as u8 + 1; 32]),
+                generation: 1,
+                addresses: Vec::new(),
+                place: place(number),
+            });
+        }
+        let mut racks: BTreeMap<(u32, u32), u32> = BTreeMap::new();
+        let mut zones: BTreeMap<(u32, u32), u32> = BTreeMap::new();
+        for me in 0..30 {
+            let id = directory.id(Peer(me));
+            let mut view = View::new(Peer(me), id, directory.clone());
+            for other in (0..30).filter(|other| *other != me) {
+                view.joined(Peer(other));
+            }
+            assert_eq!((view.rack().len(), view.zone().len()), (4, 10));
+            let mut mine = 0;
+            view.imports(7, THINGS, |thing, also_zone| {
+                mine += 1;
+                *racks.entry((thing, place(me).rack)).or_default() += 1;
+                if also_zone {
+                    *zones.entry((thing, place(me).zone)).or_default() += 1;
+                }
+            });
+            // A fifth of them, within what chance does.
+            assert!((60..140).contains(&mine), "{mine}");
+        }
+        assert_eq!((racks.len(), zones.len()), (500 * 6, 500 * 2));
+        assert!(
+            racks
+                .values()
+                .chain(zones.values())
+                .all(|count| *count == 1)
+        );
     }
 
     proptest! {

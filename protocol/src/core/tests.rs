@@ -8,5 +8,6 @@
 mod blame;
 mod chaos;
 mod pulls;
+mod streams;
 mod tags;
 mod world;
