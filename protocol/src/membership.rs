@@ -206,9 +206,11 @@ impl Runtime<Id> for Effects {
                 self.marks = self.marks.wrapping_sub(self.mark(*old));
                 self.marks = self.marks.wrapping_add(self.mark(*new));
             }
-            Notification::Rename(..) => {}
             Notification::Rejoin(id) => self.renewed = Some(*id),
-            Notification::Active | Notification::Idle | Notification::Defunct => {}
+            Notification::Rename(..)
+            | Notification::Active
+            | Notification::Idle
+            | Notification::Defunct => {}
         }
     }
 
