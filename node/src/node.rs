@@ -11,7 +11,7 @@ use std::{
 use rand::{TryRng as _, rngs::SysRng};
 use shoal_protocol::{
     core::Core,
-    directory::{Directory, NodeRecord},
+    directory::{Directory, NodeRecord, Place},
     reference::Upstream,
 };
 use tokio::{net::TcpListener, sync::mpsc};
@@ -139,6 +139,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Node
         // Seconds leave room for the generations that a false death costs.
         generation: unix_seconds() << 16,
         addresses: advertised(&config.advertise, &bound, &join).await,
+        place: Place::default(),
     };
     tracing::info!(
         "node {:?}: mirror on {}, admin on {}, swarm on {bound:?} known as {:?}",

@@ -172,6 +172,14 @@ impl Bitfield {
         self.trim();
     }
 
+    /// Removes every chunk that `other` does not have.
+    pub fn intersect_with(&mut self, other: &Self) {
+        let others = other.words.iter().copied().chain(std::iter::repeat(0));
+        for (word, other) in self.words.iter_mut().zip(others) {
+            *word &= other;
+        }
+    }
+
     /// Removes every chunk of `other`.
     pub fn subtract(&mut self, other: &Self) {
         for (word, other) in self.words.iter_mut().zip(&other.words) {

@@ -110,6 +110,8 @@ impl Core {
                 banned: BTreeSet::new(),
                 links: BTreeMap::new(),
                 retry_at: Time::NEVER,
+                hungry_at: Time::NEVER,
+                was_hungry: false,
                 supply: 0,
                 acquaintances: std::collections::VecDeque::new(),
                 outstanding: 0,
@@ -156,8 +158,11 @@ impl Core {
             at = at.min(self.held_back_until);
         }
         if self.meshes.values().any(Mesh::is_pulling) {
-            // A neighbour that was left alone may be asked again.
+            // A neighbour that was left alone may be asked again, or one that is far.
             at = at.min(self.ctx.retry_at);
+            if self.ctx.hungry_at > self.ctx.now {
+                at = at.min(self.ctx.hungry_at);
+            }
         }
         at.min(self.last_now + HEARTBEAT)
     }
@@ -545,11 +550,12 @@ impl Core {
                 wanted,
                 bytes,
                 throttled,
+                open,
             } => {
                 self.keepers
                     .entry(upstream.clone())
                     .or_insert_with(|| Keeper::new(ctx, upstream))
-                    .wanted(ctx, from, blob, wanted, bytes, throttled);
+                    .wanted(ctx, from, blob, [wanted, open], bytes, throttled);
             }
             Message::StreamsGranted { blob, streams, .. } => {
                 self.steward(blob, |steward, ctx| steward.streams_granted(ctx, streams));
@@ -916,6 +922,9 @@ impl Core {
         let target = target
             .saturating_sub(READING_COSTS * reading)
             .max(target.min(OUTSTANDING_READING));
+        if !pulling.is_empty() {
+            ctx.feel(target);
+        }
         let mut request = |ctx: &mut Ctx, make: fn(&mut Mesh, &mut Ctx) -> bool| {
             let mut idle = 0;
             while idle < pulling.len() && ctx.outstanding < target {

@@ -12,7 +12,7 @@ use crate::{
     link::{Ewma, Link, Rate},
     message::Message,
     time::{Duration, Time},
-    view::View,
+    view::{PeerSet, View},
 };
 
 /// The stewards of a blob (or the askers of a tag), best first.
@@ -37,6 +37,9 @@ pub(crate) struct Ctx {
     pub(crate) links: BTreeMap<Peer, Link>,
     /// When a peer that is left alone may be asked again, or earlier.
     pub(crate) retry_at: Time,
+    /// While little is requested: when the pipes between racks and zones are no longer spared.
+    pub(crate) hungry_at: Time,
+    pub(crate) was_hungry: bool,
     /// Counts what may let a request be made that could not be made before, whatever the blob.
     pub(crate) supply: u64,
     /// Peers that were neighbours in some blob's mesh lately, the oldest first.
@@ -95,7 +98,19 @@ impl Ctx {
 
     /// `count` live members at random, or all of them.
     pub(crate) fn sample_members(&mut self, count: usize) -> Vec<Peer> {
-        let live = self.view.live().len();
+        self.sample_of(count, View::live)
+    }
+
+    /// Members of this node's rack and zone, as many as make good neighbours.
+    pub(crate) fn sample_near(&mut self) -> Vec<Peer> {
+        let (near, far) = (self.config.degree_near, self.config.degree_far);
+        let mut peers = self.sample_of(near, View::rack);
+        peers.extend(self.sample_of(far / 2, View::zone));
+        peers
+    }
+
+    fn sample_of(&mut self, count: usize, which: fn(&View) -> &PeerSet) -> Vec<Peer> {
+        let live = which(&self.view).len();
         let count = count.min(live);
         let mut places: Vec<usize> = Vec::with_capacity(count);
         // Floyd's way: `count` different ones with as many draws.
@@ -103,8 +118,29 @@ impl Ctx {
             let place = self.rng.random_range(0..=last);
             places.push(if places.contains(&place) { last } else { place });
         }
-        let nth = |place| self.view.live().nth(place);
+        let nth = |place| which(&self.view).nth(place);
         places.into_iter().filter_map(nth).collect()
+    }
+
+    /// Notes whether enough is requested. A node that has waited long enough for what others are to
+    /// bring into its rack brings it in itself: they may be dead, or not want it.
+    pub(crate) fn feel(&mut self, target: usize) {
+        if self.view.surroundings() == 0 {
+            return;
+        }
+        if self.outstanding >= target.div_ceil(2) {
+            self.hungry_at = Time::NEVER;
+        } else if self.outstanding < target.div_ceil(4) && self.hungry_at == Time::NEVER {
+            self.hungry_at = self.now + self.config.hungry_after;
+        }
+        let hungry = self.is_hungry();
+        self.supply += u64::from(hungry && !self.was_hungry);
+        self.was_hungry = hungry;
+    }
+
+    /// Whether this node may bring in what is another's to bring in.
+    pub(crate) fn is_hungry(&self) -> bool {
+        self.hungry_at <= self.now && self.outstanding == 0
     }
 
     /// A peer is not asked before that time.
@@ -129,7 +165,7 @@ impl Ctx {
     /// A peer is a neighbour for some blob: it is the first to be asked to be one for the next.
     pub(crate) fn get_acquainted(&mut self, peer: Peer) {
         if !self.acquaintances.contains(&peer) {
-            if self.acquaintances.len() >= self.config.degree_max {
+            if self.acquaintances.len() >= self.config.degree_most() {
                 self.acquaintances.pop_front();
             }
             self.acquaintances.push_back(peer);

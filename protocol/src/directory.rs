@@ -33,6 +33,64 @@ pub struct NodeRecord {
     pub generation: u64,
     /// Where its swarm port is reached, best first; at most [`ADDRESSES_MAX`].
     pub addresses: Vec<SocketAddr>,
+    /// Where it stands.
+    pub place: Place,
+}
+
+/// Where a node stands, as its operator says. What leaves a rack or a zone shares a narrower pipe.
+/// Numbers made of labels; zero where nothing was said.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct Place {
+    /// The zone: a data centre, or a part of one.
+    pub zone: u32,
+    /// The rack within the zone.
+    pub rack: u32,
+}
+
+impl Place {
+    /// The place with these labels.
+    pub fn labelled(zone: Option<&str>, rack: Option<&str>) -> Self {
+        let number = |label: Option<&str>| {
+            label.map_or(0, |label| {
+                let mut first = [0; 4];
+                first.copy_from_slice(&blake3::hash(label.as_bytes()).as_bytes()[..4]);
+                u32::from_be_bytes(first).max(1)
+            })
+        };
+        Self {
+            zone: number(zone),
+            rack: number(rack),
+        }
+    }
+
+    /// Whether the operator said anything.
+    pub fn is_known(self) -> bool {
+        self != Self::default()
+    }
+
+    /// Which pipes lie between two places.
+    pub fn distance(self, other: Self) -> Distance {
+        if self == other || !self.is_known() || !other.is_known() {
+            Distance::Near
+        } else if self.zone == other.zone {
+            Distance::Rack
+        } else {
+            Distance::Zone
+        }
+    }
+}
+
+/// Which pipes lie between two nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Distance {
+    /// None: the same rack, or nobody said otherwise.
+    Near,
+    /// Those of two racks.
+    Rack,
+    /// Those of two zones, and of two racks.
+    Zone,
 }
 
 /// The table of [`Peer`] numbers. Cloning it clones a handle to the same table.
@@ -82,6 +140,7 @@ impl Directory {
                 id,
                 generation: 0,
                 addresses: Vec::new(),
+                place: Place::default(),
             }),
         }
     }
@@ -102,6 +161,11 @@ impl Directory {
     /// The public key of a node.
     pub fn id(&self, peer: Peer) -> NodeId {
         self.table().ids[peer.0 as usize]
+    }
+
+    /// Where a node stands.
+    pub fn place(&self, peer: Peer) -> Place {
+        self.table().records[peer.0 as usize].place
     }
 
     /// Looks up many public keys at once.
@@ -161,12 +225,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn only_labelled_nodes_are_far_from_each_other() {
+        let a1 = Place::labelled(Some("a"), Some("1"));
+        let a2 = Place::labelled(Some("a"), Some("2"));
+        let b1 = Place::labelled(Some("b"), Some("1"));
+        assert_eq!(a1.distance(a1), Distance::Near);
+        assert_eq!(a1.distance(a2), Distance::Rack);
+        assert_eq!(a1.distance(b1), Distance::Zone);
+        let unknown = Place::labelled(None, None);
+        assert_eq!(a1.distance(unknown), Distance::Near);
+        assert_eq!(unknown.distance(b1), Distance::Near);
+        let zone_only = Place::labelled(Some("a"), None);
+        assert_eq!(zone_only.distance(zone_only), Distance::Near);
+    }
+
+    #[test]
     fn the_newest_generation_is_kept() {
         let directory = Directory::new();
         let record = |generation, port| NodeRecord {
             id: NodeId([1; 32]),
             generation,
             addresses: vec![SocketAddr::from(([127, 0, 0, 1], port))],
+            place: Place::default(),
         };
         let peer = directory.intern_id(NodeId([1; 32]));
         assert_eq!(directory.intern(&record(5, 50)), peer);

@@ -56,9 +56,11 @@ pub(crate) fn check(view: View<'_>) -> Result<(), Broken> {
                 format!("chunk {chunk} requested though here")
             })?;
         }
-        ensure(mesh.neighbours.len() <= view.config.degree_max, 4, || {
-            format!("{} neighbours", mesh.neighbours.len())
-        })?;
+        ensure(
+            mesh.neighbours.len() <= view.config.degree_most(),
+            4,
+            || format!("{} neighbours", mesh.neighbours.len()),
+        )?;
         for (chunk, count) in mesh.availability.iter().enumerate() {
             let real = mesh
                 .neighbours

@@ -20,6 +20,10 @@ use crate::{
 struct Client {
     wanted: u16,
     granted: u16,
+    /// Streams that it had open when it last said so.
+    open: u16,
+    /// The most that it was granted since the report before that: it may have opened as many.
+    recent: u16,
     heard: Time,
     /// Order of arrival.
     number: u64,
@@ -45,6 +49,9 @@ struct Measure {
 
 /// Adjustments are at least so far apart: a few reports of every steward.
 const PERIOD: Duration = Duration::from_millis(500);
+
+/// While chunks come fast, more streams are tried so soon.
+const PERIOD_FAST: Duration = Duration::from_millis(100);
 
 /// With fewer seconds for a chunk than this, more streams do no harm.
 const CHUNK_FAST: f64 = 0.4;
@@ -92,7 +99,7 @@ impl Keeper {
         ctx: &mut Ctx,
         from: Peer,
         blob: Digest,
-        wanted: u16,
+        [wanted, open]: [u16; 2],
         bytes: u64,
         throttled: bool,
     ) {
@@ -104,10 +111,16 @@ impl Keeper {
         let client = self.clients.entry((from, blob)).or_insert(Client {
             wanted,
             granted: 0,
+            open,
+            recent: 0,
             heard: ctx.now,
             number,
         });
         client.wanted = wanted;
+        // What it says now was said after it heard of what was granted before it last spoke. Who
+        // wants none has none.
+        client.open = open.max(client.recent).min(wanted);
+        client.recent = client.granted;
         client.heard = ctx.now;
         let expiry = ctx.config.streams_expiry;
         self.clients
@@ -144,7 +157,9 @@ impl Keeper {
 
     fn adjust(&mut self, ctx: &Ctx) {
         let elapsed = ctx.now.since(self.measure.since);
-        if elapsed < PERIOD {
+        let at_once = f64::from(self.streams) * CHUNK_BYTES as f64;
+        let fast = self.measure.bytes as f64 * CHUNK_FAST > at_once * elapsed.as_secs_f64();
+        if elapsed < PERIOD && (elapsed < PERIOD_FAST || !fast || self.measure.trial.is_some()) {
             return;
         }
         let rate = self.measure.bytes as f64 / elapsed.as_secs_f64();
@@ -214,8 +229,16 @@ impl Keeper {
             *shares.entry(*key).or_default() += 1;
             left -= 1;
         }
+        // What one has to give up is free when its leases have ended, not before.
+        let kept = |client: &Client| client.open.max(client.recent);
+        let taken: u16 = self.clients.values().map(kept).sum();
+        let mut free = ctx.config.streams_max.saturating_sub(taken);
         for (key, client) in &mut self.clients {
             let share = shares.get(key).copied().unwrap_or_default();
+            let kept = kept(client);
+            let share = share.min(kept + free);
+            free -= share.saturating_sub(kept);
+            client.recent = client.recent.max(share);
             if share != client.granted || *key == asked {
                 client.granted = share;
                 let (steward, blob) = *key;

@@ -9,7 +9,7 @@ use crate::{
     chunk::{Bitfield, Geometry},
     ctx::Ctx,
     digest::Digest,
-    directory::Peer,
+    directory::{Distance, Peer},
     event::Action,
     joining::Joining,
     message::{BlobKind, Hint, Lease, LeaseId, LeaseReport, Message, OriginFailure},
@@ -21,6 +21,15 @@ use crate::{
 /// A node that exchanges this blob with us.
 pub(crate) struct Neighbour {
     pub(crate) have: Bitfield,
+    pub(crate) distance: Distance,
+}
+
+/// The chunks that this node is to bring into its rack, and into its zone.
+pub(crate) struct Imports {
+    /// [`View::surroundings`](crate::view::View::surroundings), as this was reckoned.
+    surroundings: u64,
+    pub(crate) rack: Bitfield,
+    pub(crate) zone: Bitfield,
 }
 
 /// A chunk requested from a peer.
@@ -73,6 +82,8 @@ pub(crate) struct Mesh {
     pub(crate) phase: Phase,
     pub(crate) hints: Vec<Hint>,
     pub(crate) neighbours: BTreeMap<Peer, Neighbour>,
+    /// Nothing where nobody said where nodes stand.
+    pub(crate) imports: Option<Imports>,
     /// For each chunk, how many neighbours have it.
     pub(crate) availability: Vec<u16>,
     pub(crate) flights: BTreeMap<u32, SmallVec<[Flight; 2]>>,
@@ -85,6 +96,7 @@ pub(crate) struct Mesh {
     /// Nodes that the steward named, and when they are asked if there is still room.
     strangers: Vec<Peer>,
     meet_at: Time,
+    began: Time,
     /// Offers that were not answered yet, and since when.
     offered: BTreeMap<Peer, Time>,
     /// Chunks that the neighbours have not been told of.
@@ -109,6 +121,9 @@ const NO_STEWARD_TERM: u64 = 0;
 
 /// An offer that is not answered for so long is forgotten.
 const OFFER_EXPIRY: Duration = Duration::from_secs(2);
+
+/// Neighbours for which strangers are met while acquaintances may still come.
+const STRANGERS_FIRST: usize = 4;
 
 /// Acquaintances that begin the same pull do so within about this time.
 const ACQUAINTANCES_FIRST: Duration = Duration::from_millis(50);
@@ -147,6 +162,7 @@ impl Mesh {
             phase,
             hints: Vec::new(),
             neighbours: BTreeMap::new(),
+            imports: None,
             availability: vec![0; chunks as usize],
             flights: BTreeMap::new(),
             late_at: Time::NEVER,
@@ -155,6 +171,7 @@ impl Mesh {
             joining: Joining::new(ctx.now),
             strangers: Vec::new(),
             meet_at: Time::NEVER,
+            began: ctx.now,
             offered: BTreeMap::new(),
             fresh: Vec::new(),
             have_at: Time::NEVER,
@@ -232,7 +249,7 @@ impl Mesh {
             if self.meet_at <= ctx.now {
                 self.meet_at = Time::NEVER;
                 let strangers = std::mem::take(&mut self.strangers);
-                self.meet(ctx, &strangers);
+                self.meet_strangers(ctx, &strangers);
             }
             if self.flights.is_empty() && self.leases.is_empty() && self.lost_at <= ctx.now {
                 self.report_lost(ctx);
@@ -255,16 +272,19 @@ impl Mesh {
     /// neighbours for all layers of an image a node has 20 connections for bulk, not 20 for each.
     pub(crate) fn meet_acquaintances(&mut self, ctx: &mut Ctx) {
         let mut known = ctx.acquaintances.clone();
-        self.meet(ctx, known.make_contiguous());
+        self.meet(ctx, known.make_contiguous(), None);
     }
 
     /// The steward named nodes that have or pull the blob. They are met at once where nobody else
     /// may answer, else once the acquaintances had the time to.
     pub(crate) fn introduced(&mut self, ctx: &mut Ctx, peers: &[Peer]) {
+        // The steward does not know who stands near whom.
+        let mut strangers = ctx.sample_near();
+        strangers.extend(peers);
         if self.offered.is_empty() {
-            self.meet(ctx, peers);
+            self.meet_strangers(ctx, &strangers);
         } else {
-            self.strangers = peers.to_vec();
+            self.strangers = strangers;
             self.meet_at = ctx.now + ACQUAINTANCES_FIRST;
         }
     }
@@ -275,25 +295,55 @@ impl Mesh {
         idle && ctx.now.since(self.progress_at) >= LOST_AFTER
     }
 
-    fn meet(&mut self, ctx: &mut Ctx, peers: &[Peer]) {
+    /// Acquaintances that have not begun this pull yet are going to offer themselves when they do;
+    /// until then a few strangers are enough.
+    fn meet_strangers(&mut self, ctx: &mut Ctx, strangers: &[Peer]) {
+        let is_new = ctx.now.since(self.began) < ctx.config.join_interval;
+        let some = is_new && ctx.acquaintances.len() >= ctx.config.degree_low;
+        self.meet(ctx, strangers, some.then_some(STRANGERS_FIRST));
+    }
+
+    /// Offers to be a neighbour of these, while there is room and `enough` are not reached.
+    fn meet(&mut self, ctx: &mut Ctx, peers: &[Peer], enough: Option<usize>) {
         self.offered
             .retain(|_, since| ctx.now.since(*since) < OFFER_EXPIRY);
-        let most = if self.is_starving(ctx) {
-            ctx.config.degree_max
-        } else {
-            ctx.config.degree
-        };
+        let starving = self.is_starving(ctx);
         for peer in peers {
-            if self.neighbours.len() + self.offered.len() >= most {
-                break;
-            }
             let known = self.neighbours.contains_key(peer) || self.offered.contains_key(peer);
-            if *peer == ctx.me || known || ctx.banned.contains(peer) {
+            let room = self.has_room(ctx, *peer, starving);
+            if *peer == ctx.me || known || !room || ctx.banned.contains(peer) {
                 continue;
+            }
+            if enough.is_some_and(|enough| self.neighbours.len() + self.offered.len() >= enough) {
+                break;
             }
             self.offered.insert(*peer, ctx.now);
             self.offer(ctx, *peer, false);
         }
+    }
+
+    /// Whether this peer may be a further neighbour: of those that this node looks for, or, a
+    /// quarter more, of those that it accepts. Those that were asked and have not answered yet have
+    /// a place reserved.
+    fn has_room(&self, ctx: &Ctx, peer: Peer, accepted: bool) -> bool {
+        let taken = self.neighbours.keys().chain(self.offered.keys());
+        let config = &ctx.config;
+        if ctx.view.rack().len() == 0 {
+            let most = if accepted {
+                config.degree_max
+            } else {
+                config.degree
+            };
+            return taken.count() < most;
+        }
+        let is_near = ctx.view.distance(peer) == Distance::Near;
+        let alike = |other: &&Peer| (ctx.view.distance(**other) == Distance::Near) == is_near;
+        let most = if is_near {
+            config.degree_near
+        } else {
+            config.degree_far
+        };
+        taken.filter(alike).count() < most + if accepted { most / 4 } else { 0 }
     }
 
     fn offer(&self, ctx: &mut Ctx, to: Peer, answer: bool) {
@@ -327,9 +377,7 @@ impl Mesh {
         let fits = have.len() == self.have.len() || (size.is_none() && have.count() == 0);
         let known = self.neighbours.contains_key(&from);
         let asked = self.offered.remove(&from).is_some();
-        // Those that were asked and have not answered yet have a place reserved.
-        let taken = self.neighbours.len() + self.offered.len();
-        if !fits || (!known && !asked && taken >= ctx.config.degree_max) {
+        if !fits || (!known && !asked && !self.has_room(ctx, from, true)) {
             ctx.send(from, Message::Part { blob: self.blob });
             return;
         }
@@ -341,7 +389,12 @@ impl Mesh {
             for chunk in bits.iter() {
                 self.availability[chunk as usize] += 1;
             }
-            self.neighbours.insert(from, Neighbour { have: bits });
+            let distance = ctx.view.distance(from);
+            let neighbour = Neighbour {
+                have: bits,
+                distance,
+            };
+            self.neighbours.insert(from, neighbour);
             self.supply += 1;
             ctx.get_acquainted(from);
         }
@@ -458,12 +511,38 @@ impl Mesh {
         if self.exhausted_at == supply || !self.takes_from_peers() {
             return false;
         }
+        self.reckon_imports(ctx);
         if let Some((chunk, peer)) = picker::next(self, ctx) {
             self.request(ctx, chunk, peer);
             return true;
         }
         self.exhausted_at = supply;
         false
+    }
+
+    fn reckon_imports(&mut self, ctx: &Ctx) {
+        let surroundings = ctx.view.surroundings();
+        let chunks = self.have.len();
+        let is_new = |imports: &Imports| {
+            imports.surroundings == surroundings && imports.rack.len() == chunks
+        };
+        if surroundings == 0 || self.imports.as_ref().is_some_and(is_new) {
+            return;
+        }
+        let mut rack = Bitfield::new(chunks);
+        let mut zone = Bitfield::new(chunks);
+        ctx.view
+            .imports(self.blob.prefix(), chunks, |chunk, also_zone| {
+                rack.insert(chunk);
+                if also_zone {
+                    zone.insert(chunk);
+                }
+            });
+        self.imports = Some(Imports {
+            surroundings,
+            rack,
+            zone,
+        });
     }
 
     fn request(&mut self, ctx: &mut Ctx, chunk: u32, peer: Peer) {
@@ -923,7 +1002,12 @@ impl Mesh {
             .map(|hint| hint.upstream.clone())
             .collect();
         upstreams.dedup();
-        let mut room = ctx.config.degree.saturating_sub(self.neighbours.len());
+        let degree = if ctx.view.rack().len() == 0 {
+            ctx.config.degree
+        } else {
+            ctx.config.degree_near + ctx.config.degree_far
+        };
+        let mut room = degree.saturating_sub(self.neighbours.len());
         if self.is_starving(ctx) {
             room = room.max(STARVING_ROOM);
         }

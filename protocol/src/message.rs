@@ -256,6 +256,8 @@ pub enum Message<P = Peer> {
         bytes: u64,
         /// Whether the origin asked for a pause since the last message.
         throttled: bool,
+        /// Streams that are open: what was granted and is taken back ends with its leases.
+        open: u16,
     },
     /// The keeper's answer; valid for 5 seconds.
     StreamsGranted {
@@ -476,12 +478,14 @@ impl<P> Message<P> {
                 wanted,
                 bytes,
                 throttled,
+                open,
             } => Message::StreamsWanted {
                 upstream,
                 blob,
                 wanted,
                 bytes,
                 throttled,
+                open,
             },
             Self::StreamsGranted {
                 upstream,

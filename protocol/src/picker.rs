@@ -3,7 +3,13 @@
 
 use rand::RngExt as _;
 
-use crate::{chunk::Bitfield, ctx::Ctx, directory::Peer, mesh::Mesh, mutation::Mutation};
+use crate::{
+    chunk::Bitfield,
+    ctx::Ctx,
+    directory::{Distance, Peer},
+    mesh::{Imports, Mesh},
+    mutation::Mutation,
+};
 
 /// The next request to make for this blob, if there is one to be made.
 pub(crate) fn next(mesh: &Mesh, ctx: &mut Ctx) -> Option<(u32, Peer)> {
@@ -29,8 +35,31 @@ fn among(mesh: &Mesh, ctx: &mut Ctx, usable: &[Peer]) -> Option<(u32, Peer)> {
         return None;
     }
     let mut candidates = Bitfield::new(mesh.have.len());
+    let imports = mesh.imports.as_ref().filter(|_| !ctx.is_hungry());
+    let [mut from_zone, mut from_afar] = match imports {
+        Some(_) => [candidates.clone(), candidates.clone()],
+        None => [Bitfield::new(0), Bitfield::new(0)],
+    };
     for peer in usable {
-        candidates.union_with(&mesh.neighbours[peer].have);
+        let neighbour = &mesh.neighbours[peer];
+        match neighbour.distance {
+            Distance::Rack if imports.is_some() => from_zone.union_with(&neighbour.have),
+            Distance::Zone if imports.is_some() => from_afar.union_with(&neighbour.have),
+            Distance::Near | Distance::Rack | Distance::Zone => {
+                candidates.union_with(&neighbour.have);
+            }
+        }
+    }
+    // What this node alone brings in, and nobody near has: the whole rack waits for it.
+    let mut awaited = Bitfield::new(0);
+    if let Some(imports) = imports {
+        from_zone.intersect_with(&imports.rack);
+        from_afar.intersect_with(&imports.zone);
+        from_zone.union_with(&from_afar);
+        awaited = from_zone.clone();
+        awaited.subtract(&candidates);
+        awaited.subtract(&mesh.have);
+        candidates.union_with(&from_zone);
     }
     candidates.subtract(&mesh.have);
     for chunk in mesh.flights.keys() {
@@ -41,16 +70,31 @@ fn among(mesh: &Mesh, ctx: &mut Ctx, usable: &[Peer]) -> Option<(u32, Peer)> {
             candidates.remove(chunk);
         }
     }
-    let chunk = head_of_a_reader(mesh, &candidates).or_else(|| rarest(mesh, ctx, &candidates))?;
-    let peer = source(mesh, ctx, chunk, usable)?;
+    awaited.intersect_with(&candidates);
+    let chunk = head_of_a_reader(mesh, &candidates)
+        .or_else(|| awaited.next_set(0))
+        .or_else(|| rarest(mesh, ctx, &candidates))?;
+    let mut sources = usable.to_vec();
+    sources.retain(|peer| may_cross(mesh, imports, chunk, *peer));
+    let peer = source(mesh, ctx, chunk, &sources)?;
     Some((chunk, peer))
 }
 
 /// Another source for a chunk that is already requested elsewhere.
 pub(crate) fn second_source(mesh: &Mesh, ctx: &mut Ctx, chunk: u32, first: Peer) -> Option<Peer> {
     let mut usable = usable_neighbours(mesh, ctx);
-    usable.retain(|peer| *peer != first);
+    let imports = mesh.imports.as_ref();
+    usable.retain(|peer| *peer != first && may_cross(mesh, imports, chunk, *peer));
     source(mesh, ctx, chunk, &usable)
+}
+
+/// Whether a chunk may be fetched from a neighbour, given what this node is to bring in from afar.
+fn may_cross(mesh: &Mesh, imports: Option<&Imports>, chunk: u32, peer: Peer) -> bool {
+    match (imports, mesh.neighbours[&peer].distance) {
+        (None, _) | (_, Distance::Near) => true,
+        (Some(imports), Distance::Rack) => imports.rack.contains(chunk),
+        (Some(imports), Distance::Zone) => imports.zone.contains(chunk),
+    }
 }
 
 fn usable_neighbours(mesh: &Mesh, ctx: &Ctx) -> Vec<Peer> {
@@ -140,7 +184,8 @@ fn source(mesh: &Mesh, ctx: &mut Ctx, chunk: u32, usable: &[Peer]) -> Option<Pee
             .map_or((0, crate::time::Duration::ZERO), |link| {
                 (link.outstanding, link.expected(ctx.now))
             });
-        let rank = (expected, ctx.rng.random::<u32>());
+        let distance = mesh.neighbours[peer].distance;
+        let rank = (distance, expected, ctx.rng.random::<u32>());
         if best.is_none_or(|(other, _)| rank < other) {
             best = Some((rank, *peer));
         }

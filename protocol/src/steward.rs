@@ -106,7 +106,7 @@ struct Streams {
 }
 
 /// A steward asks the keeper again so often, well within the grant's expiry.
-const ASK_INTERVAL: Duration = Duration::from_millis(500);
+const ASK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A keeper that does not answer for so long is done without: one stream.
 const KEEPER_PATIENCE: Duration = Duration::from_millis(300);
@@ -958,6 +958,7 @@ impl Steward {
                 wanted,
                 bytes,
                 throttled,
+                open: self.grants.len() as u16,
             },
         );
     }

@@ -46,7 +46,7 @@ const SENT_MAX: usize = 16_384;
 /// A send that takes this long, and four times as long as usual, gives up its slot.
 const STALLED_AFTER: Duration = Duration::from_secs(2);
 
-/// Sends under way, stalled ones included, for each slot.
+/// Sends under way, stalled ones included, for each of the fewest slots: they are buffers.
 const STALLED_FACTOR: usize = 4;
 
 /// What a chunk takes to send before anything was measured: 4 MiB at 4 Gbit/s, so that a node
@@ -163,7 +163,9 @@ impl Uploads {
 
     fn start(&mut self, ctx: &mut Ctx) {
         let slots = self.slots(ctx);
-        while self.moving(ctx) < slots && self.active.len() < STALLED_FACTOR * slots {
+        while self.moving(ctx) < slots
+            && self.active.len() < STALLED_FACTOR * ctx.config.upload_slots
+        {
             // What was sent least often goes first, in order of arrival among equals: the second
             // copy of a chunk doubles its sources, the tenth hardly matters.
             let first = (0..self.queue.len()).min_by_key(|at| self.sent_before(&self.queue[*at]));

@@ -9,7 +9,7 @@ use std::{cell::RefCell, collections::BTreeMap};
 
 use smallvec::SmallVec;
 
-use crate::directory::{Directory, NodeId, Peer};
+use crate::directory::{Directory, Distance, NodeId, Peer, Place, mix};
 
 /// A set of peers: their numbers are dense, so a bit each is enough.
 #[derive(Clone, Debug, Default)]
@@ -116,6 +116,14 @@ pub(crate) struct View {
     me: (Peer, NodeId),
     directory: Directory,
     live: PeerSet,
+    place: Place,
+    /// Live members in the rack of this node, and in its zone but another rack.
+    rack: PeerSet,
+    zone: PeerSet,
+    /// The racks of its zone, with the live members of each.
+    racks: BTreeMap<u32, u32>,
+    /// Counts the changes of those.
+    surroundings: u64,
     rankings: RefCell<BTreeMap<u64, Ranking>>,
     forgot: bool,
 }
@@ -132,8 +140,14 @@ fn enter(ranking: &mut Ranking, weight: u64, peer: Peer) -> bool {
 
 impl View {
     pub(crate) fn new(me: Peer, my_id: NodeId, directory: Directory) -> Self {
+        let place = directory.place(me);
         Self {
             me: (me, my_id),
+            place,
+            rack: PeerSet::default(),
+            zone: PeerSet::default(),
+            racks: BTreeMap::from([(place.rack, 1)]),
+            surroundings: 0,
             directory,
             live: PeerSet::default(),
             rankings: RefCell::default(),
@@ -158,6 +172,7 @@ impl View {
             ..Changed::default()
         };
         if self.live.insert(peer) {
+            self.surround(peer, true);
             let id = self.directory.id(peer);
             for (key, ranking) in self.rankings.get_mut() {
                 if enter(ranking, id.weight(*key), peer) {
@@ -175,6 +190,7 @@ impl View {
             ..Changed::default()
         };
         if self.live.remove(peer) {
+            self.surround(peer, false);
             self.rankings.get_mut().retain(|key, ranking| {
                 let stays = ranking.iter().all(|(_, ranked)| *ranked != peer);
                 if !stays {
@@ -184,6 +200,76 @@ impl View {
             });
         }
         changed
+    }
+
+    fn surround(&mut self, peer: Peer, joined: bool) {
+        if !self.place.is_known() {
+            return;
+        }
+        let place = self.directory.place(peer);
+        let mates = match self.distance(peer) {
+            Distance::Near if place.is_known() => &mut self.rack,
+            Distance::Rack => &mut self.zone,
+            Distance::Near | Distance::Zone => return,
+        };
+        self.surroundings += 1;
+        let count = self.racks.entry(place.rack).or_default();
+        if joined {
+            mates.insert(peer);
+            *count += 1;
+        } else {
+            mates.remove(peer);
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.racks.remove(&place.rack);
+            }
+        }
+    }
+
+    /// Which pipes lie between this node and a peer.
+    pub(crate) fn distance(&self, peer: Peer) -> Distance {
+        if self.place.is_known() {
+            self.place.distance(self.directory.place(peer))
+        } else {
+            Distance::Near
+        }
+    }
+
+    /// Live members in the rack of this node; none where nobody said which it is.
+    pub(crate) fn rack(&self) -> &PeerSet {
+        &self.rack
+    }
+
+    /// Live members in its zone but another rack.
+    pub(crate) fn zone(&self) -> &PeerSet {
+        &self.zone
+    }
+
+    /// Changes whenever [`imports`](Self::imports) may.
+    pub(crate) fn surroundings(&self) -> u64 {
+        self.surroundings
+    }
+
+    /// What this node is to bring into its rack, and into its zone, of `count` things under `key`:
+    /// each is one member's, by rendezvous hashing, so that it crosses a pipe once. A zone's is
+    /// the one of the rack that ranks first for it.
+    pub(crate) fn imports(&self, key: u64, count: u32, mut import: impl FnMut(u32, bool)) {
+        let mut mates = Vec::with_capacity(self.rack.len());
+        self.directory
+            .each(self.rack.iter(), |_, id| mates.push(id));
+        for number in 0..count {
+            let key = mix(key ^ u64::from(number));
+            let mine = self.me.1.weight(key);
+            if mates.iter().any(|id| id.weight(key) > mine) {
+                continue;
+            }
+            let weight = |rack: u32| mix(key ^ mix(u64::from(rack)));
+            let rack = weight(self.place.rack);
+            import(
+                number,
+                self.racks.keys().all(|other| weight(*other) <= rack),
+            );
+        }
     }
 
     /// The three live nodes of highest weight for `key` (rendezvous hashing), best first.
@@ -213,6 +299,7 @@ impl View {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::directory::NodeRecord;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
@@ -233,6 +320,52 @@ mod tests {
             .collect();
         all.sort_unstable_by(|a, b| b.cmp(a));
         all.into_iter().take(RANKS).map(|(_, peer)| peer).collect()
+    }
+
+    #[test]
+    fn everything_is_brought_into_each_rack_and_each_zone_by_one_member() {
+        const THINGS: u32 = 500;
+        let directory = Directory::new();
+        // 2 zones of 3 racks of 5 nodes.
+        let place = |number: u32| Place {
+            zone: 1 + number % 2,
+            rack: 1 + number % 6,
+        };
+        for number in 0..30 {
+            directory.intern(&NodeRecord {
+                id: NodeId([number as u8 + 1; 32]),
+                generation: 1,
+                addresses: Vec::new(),
+                place: place(number),
+            });
+        }
+        let mut racks: BTreeMap<(u32, u32), u32> = BTreeMap::new();
+        let mut zones: BTreeMap<(u32, u32), u32> = BTreeMap::new();
+        for me in 0..30 {
+            let id = directory.id(Peer(me));
+            let mut view = View::new(Peer(me), id, directory.clone());
+            for other in (0..30).filter(|other| *other != me) {
+                view.joined(Peer(other));
+            }
+            assert_eq!((view.rack().len(), view.zone().len()), (4, 10));
+            let mut mine = 0;
+            view.imports(7, THINGS, |thing, also_zone| {
+                mine += 1;
+                *racks.entry((thing, place(me).rack)).or_default() += 1;
+                if also_zone {
+                    *zones.entry((thing, place(me).zone)).or_default() += 1;
+                }
+            });
+            // A fifth of them, within what chance does.
+            assert!((60..140).contains(&mine), "{mine}");
+        }
+        assert_eq!((racks.len(), zones.len()), (500 * 6, 500 * 2));
+        assert!(
+            racks
+                .values()
+                .chain(zones.values())
+                .all(|count| *count == 1)
+        );
     }
 
     proptest! {

@@ -76,7 +76,7 @@ const SETTINGS: &str = "nodes, up, down, rate (both), origin_rate, origin_stream
     outstanding_window, upload_slots, upload_queue, rarest_sample, have_interval, \
     request_timeout, endgame_after, lease_time, lease_bytes_min, lease_bytes_max, streams_start, \
     streams_max, join_interval, window_chunks, \
-    upload_slots_max, upload_time, oldest_share";
+    upload_slots_max, upload_time, oldest_share, hungry_after, degree_near";
 
 impl Scenario {
     /// Changes an option of the world or a setting of every node.
@@ -171,6 +171,8 @@ impl Scenario {
             "window_chunks" => config.window_chunks = number as u32,
             "upload_slots_max" => config.upload_slots_max = count,
             "upload_time" => config.upload_time = ms,
+            "hungry_after" => config.hungry_after = ms,
+            "degree_near" => config.degree_near = count,
             "oldest_share" => config.oldest_share = number,
             _ => anyhow::bail!("there is no setting {name:?}; there are: {SETTINGS}"),
         }

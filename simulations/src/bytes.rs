@@ -144,7 +144,7 @@ pub(crate) fn on_the_wire(message: &Message) -> u64 {
 mod tests {
     use shoal_protocol::{
         digest::Digest,
-        directory::{Directory, NodeId, NodeRecord},
+        directory::{Directory, NodeId, NodeRecord, Place},
         message::{BlobKind, LeaseId},
         wire,
     };
@@ -159,6 +159,7 @@ mod tests {
                 id: NodeId([key; 32]),
                 generation: 1_700_000_000_000_000_000,
                 addresses: vec![([10, 0, 0, key], 5004).into()],
+                place: Place::default(),
             })
         };
         let blob = Digest::sha256([7; 32]);

@@ -4,7 +4,10 @@ use std::net::Ipv4Addr;
 
 use ed25519_dalek::SigningKey;
 use shoal_protocol::{
-    attest::Attestation, chunk::ChunkHash, directory::NodeRecord, limits::CHUNK_BYTES,
+    attest::Attestation,
+    chunk::ChunkHash,
+    directory::{NodeRecord, Place},
+    limits::CHUNK_BYTES,
 };
 use tokio::time::timeout;
 
@@ -66,6 +69,7 @@ impl Node {
             id: other.identity.node_id(),
             generation: 1,
             addresses: vec![other.address],
+            place: Place::default(),
         })
     }
 

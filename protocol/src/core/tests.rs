@@ -9,5 +9,6 @@ mod blame;
 mod chaos;
 mod pulls;
 mod restarts;
+mod streams;
 mod tags;
 mod world;

@@ -2,7 +2,7 @@
 
 use rand::{RngExt as _, rngs::StdRng};
 use shoal_protocol::{
-    directory::{Directory, NodeId, NodeRecord, Peer},
+    directory::{Directory, NodeId, NodeRecord, Peer, Place},
     event::Event,
 };
 
@@ -29,6 +29,17 @@ const SWIM_PER_SECOND: f64 = 16.0;
 /// The hosts of a world and the origin, which comes last, named in a common directory.
 pub(super) fn hosts(scenario: &Scenario, rng: &mut StdRng) -> (Directory, Vec<Host>) {
     let directory = Directory::new();
+    let layout = &scenario.layout;
+    let racks = u32::from(layout.racks) * u32::from(layout.zones);
+    // Operators say where nodes stand where the pipes between are narrow.
+    let place = |number: usize| {
+        let rack = number as u32 % racks.max(1);
+        Place {
+            zone: 1 + rack % u32::from(layout.zones.max(1)),
+            rack: 1 + rack,
+        }
+    };
+    let labelled = layout.rack_oversubscribed.is_some() || layout.zone_oversubscribed.is_some();
     let hosts = (0..=scenario.nodes)
         .map(|number| {
             let [_, _, a, b] = (number as u32).to_be_bytes();
@@ -36,6 +47,11 @@ pub(super) fn hosts(scenario: &Scenario, rng: &mut StdRng) -> (Directory, Vec<Ho
                 id: NodeId(rng.random()),
                 generation: 1,
                 addresses: vec![([10, 0, a, b], 5004).into()],
+                place: if labelled {
+                    place(number)
+                } else {
+                    Place::default()
+                },
             };
             let peer = directory.intern(&record);
             debug_assert_eq!(peer, Peer(number as u32));

@@ -239,6 +239,7 @@ async fn messages_to_a_peer_that_returned_at_another_address_reach_it() {
             id: again.identity.node_id(),
             generation: 2,
             addresses: vec![again.address],
+            place: Place::default(),
         }),
         to_b
     );

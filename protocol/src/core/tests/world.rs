@@ -11,7 +11,7 @@ use crate::{
     config::Config,
     core::Core,
     digest::Digest,
-    directory::{Directory, NodeId, NodeRecord, Peer},
+    directory::{Directory, NodeId, NodeRecord, Peer, Place},
     event::{Action, Event},
     message::{
         BlobKind, Hint, Lease, LeaseId, Message, OriginFailure, TagFailure, TagKey, TagRecord,
@@ -145,6 +145,7 @@ impl World {
                 id: NodeId(key.verifying_key().to_bytes()),
                 generation: 1,
                 addresses: Vec::new(),
+                place: Place::default(),
             };
             let peer = directory.intern(&me);
             let (config, directory) = (config.clone(), directory.clone());
