@@ -41,7 +41,7 @@ pub(crate) struct Plot {
     pub(crate) x: Axis,
     /// From bottom to top.
     pub(crate) y: Axis,
-    /// Drawn in this order, named in the legend in this order.
+    /// As the legend names them. The first is drawn last, over the others.
     pub(crate) lines: Vec<Line>,
 }
 
@@ -126,7 +126,7 @@ impl Plot {
             r#"<text transform="translate(22 {middle}) rotate(-90)" text-anchor="middle">{}</text>"#,
             escaped(y.label())
         );
-        for line in &self.lines {
+        for line in self.lines.iter().skip(1).chain(self.lines.first()) {
             let seen = line
                 .points
                 .iter()

@@ -17,7 +17,7 @@ pub(super) struct Figure {
 /// Times that are further apart than so many bounds need a logarithmic axis.
 const LINEAR_BOUNDS: f64 = 12.0;
 /// Uplinks are shown until so many bounds after the last start: later only stragglers are left.
-const UPLINKS_BOUNDS: f64 = 5.0;
+const UPLINKS_BOUNDS: f64 = 3.0;
 /// Points of a line over time.
 const UPLINKS_POINTS: f64 = 120.0;
 

@@ -90,17 +90,16 @@ fn about(scenario: &Scenario) -> String {
     let layers: usize = scenario.images.iter().map(|image| image.layers).sum();
     let bytes: u64 = scenario.images.iter().map(|image| image.bytes).sum();
     let mut text = format!(
-        "{:.0} GB in {layers} layers; {:.0} Gbit/s nodes, {:.0} Gbit/s origin; {} nodes ",
+        "{:.0} GB in {layers} layers; nodes with {:.0} Gbit/s, the origin with {:.0}; all begin ",
         bytes as f64 / 1e9,
         scenario.up / GBIT,
         scenario.origin.rate / GBIT,
-        scenario.nodes,
     );
     let stagger = scenario.stagger.as_secs_f64();
     if stagger < 1.0 {
-        text.push_str("begin at once");
+        text.push_str("at once");
     } else {
-        let _ = write!(text, "begin over {stagger:.0} s");
+        let _ = write!(text, "within {stagger:.0} s");
     }
     if let Some(over) = scenario.layout.rack_oversubscribed {
         let _ = write!(text, "; racks oversubscribed {over:.0}:1");
