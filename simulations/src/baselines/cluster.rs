@@ -3,9 +3,10 @@
 
 use std::collections::BTreeSet;
 
+use rand::{SeedableRng as _, rngs::StdRng};
+
 use super::Setting;
 use crate::net::{self, Net, NodeIndex, StreamId};
-use rand::{SeedableRng as _, rngs::StdRng};
 
 /// What came of a run. Times in seconds of virtual time.
 #[derive(Clone, Debug, PartialEq)]

@@ -9,13 +9,12 @@
 
 use rand::RngExt as _;
 
-use crate::net::MILLISECOND;
-
 use super::{
     Baseline, Setting,
     cluster::{Cluster, Queue},
     direct::LAYERS_AT_ONCE,
 };
+use crate::net::MILLISECOND;
 
 /// After so long without a holder the client is sent to the origin: `mirrorResolveTimeout` in
 /// <https://github.com/spegel-org/spegel/blob/main/charts/spegel/values.yaml>.
