@@ -15,23 +15,30 @@ use crate::{
     plot::whole,
 };
 
-/// Runs the fixed table of scenarios and writes its pictures and its figures into a directory;
-/// `say` hears of each run when it has ended.
+/// Runs a fixed table of scenarios and writes its pictures and its figures into a directory, anew
+/// after each scenario; `say` hears of each run when it has ended.
 ///
 /// # Errors
 /// The exchange broke an invariant, or the directory cannot be written.
-pub(crate) fn write(directory: &Path, seed: u64, say: impl FnMut(&str)) -> anyhow::Result<()> {
+pub(crate) fn write(directory: &Path, seed: u64, mut say: impl FnMut(&str)) -> anyhow::Result<()> {
+    let mut comparisons = Vec::new();
+    for (family, nodes) in runs::TABLE {
+        comparisons.push(runs::compare(family, nodes, seed, &mut say)?);
+        save(directory, &comparisons)?;
+    }
+    Ok(())
+}
+
+fn save(directory: &Path, comparisons: &[Comparison]) -> anyhow::Result<()> {
+    let save = |name: &str, content: String| {
+        let path = directory.join(name);
+        std::fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))
+    };
     std::fs::create_dir_all(directory)
         .with_context(|| format!("cannot make the directory {}", directory.display()))?;
-    let comparisons = runs::all(seed, say)?;
-    let mut files = vec![("table.md".to_owned(), table::markdown(&comparisons))];
-    for figure in figures::all(&comparisons) {
-        files.push((figure.file, figure.plot.svg()));
-    }
-    for (name, content) in files {
-        let path = directory.join(name);
-        std::fs::write(&path, content)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+    save("table.md", table::markdown(comparisons))?;
+    for figure in figures::all(comparisons) {
+        save(&figure.file, figure.plot.svg())?;
     }
     Ok(())
 }

@@ -25,15 +25,19 @@ const UPLINKS_POINTS: f64 = 120.0;
 /// scenario and size.
 pub(super) fn all(comparisons: &[Comparison]) -> Vec<Figure> {
     let mut figures = Vec::new();
-    for family in comparisons.chunk_by(|one, next| one.family == next.family) {
-        let [first, _, ..] = family else { continue };
+    for (place, first) in comparisons.iter().enumerate() {
+        let family = |one: &&Comparison| one.family == first.family;
+        let sizes: Vec<&Comparison> = comparisons.iter().filter(family).collect();
+        if sizes.len() == 1 || comparisons[..place].iter().any(|one| family(&one)) {
+            continue;
+        }
         figures.push(Figure {
             file: format!("ratio-{}.svg", first.family),
-            plot: ratio(family),
+            plot: ratio(&sizes),
         });
         figures.push(Figure {
             file: format!("origin-{}.svg", first.family),
-            plot: origin(family),
+            plot: origin(&sizes),
         });
     }
     for one in comparisons {
@@ -147,7 +151,7 @@ fn uplinks(one: &Comparison) -> Plot {
 }
 
 /// The 99th percentile over the lower bound, against the number of nodes.
-fn ratio(family: &[Comparison]) -> Plot {
+fn ratio(family: &[&Comparison]) -> Plot {
     let value = |one: &Comparison, outcome: &Outcome| percentile(&outcome.times, 0.99) / one.bound;
     let mut lines = against_nodes(family, value, " ×");
     lines.push(bound("1 ×".into(), ends(family, 1.0)));
@@ -161,7 +165,7 @@ fn ratio(family: &[Comparison]) -> Plot {
 }
 
 /// What the origin sends, against the number of nodes.
-fn origin(family: &[Comparison]) -> Plot {
+fn origin(family: &[&Comparison]) -> Plot {
     let value = |_: &Comparison, outcome: &Outcome| outcome.origin_copies;
     let mut lines = against_nodes(family, value, " copies");
     lines.push(bound("1 copy".into(), ends(family, 1.0)));
@@ -175,7 +179,7 @@ fn origin(family: &[Comparison]) -> Plot {
 }
 
 fn against_nodes(
-    family: &[Comparison],
+    family: &[&Comparison],
     value: impl Fn(&Comparison, &Outcome) -> f64,
     unit: &str,
 ) -> Vec<Line> {
@@ -194,7 +198,7 @@ fn against_nodes(
     Contender::ALL.into_iter().filter_map(of).collect()
 }
 
-fn ends(family: &[Comparison], value: f64) -> Vec<(f64, f64)> {
+fn ends(family: &[&Comparison], value: f64) -> Vec<(f64, f64)> {
     let nodes = family.iter().map(|one| (one.nodes as f64, value));
     nodes.collect()
 }
