@@ -1,5 +1,7 @@
 //! The command line, and the scenario that it names.
 
+use std::path::PathBuf;
+
 use anyhow::Context as _;
 use clap::Parser;
 use shoal_protocol::time::Duration;
@@ -38,6 +40,9 @@ pub(crate) struct Arguments {
     /// The first seed of --swarm.
     #[arg(long, value_name = "SEED", default_value_t = 1)]
     pub(crate) seed_from: u64,
+    /// Compares everybody on the same links, and writes pictures and a table into this directory.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) report: Option<PathBuf>,
     /// Names the scenarios.
     #[arg(long)]
     pub(crate) list: bool,

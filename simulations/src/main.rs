@@ -5,10 +5,13 @@
 //! again.
 
 mod arguments;
+mod baselines;
 mod bytes;
 mod checkers;
+mod comparison;
 mod host;
 mod net;
+mod plot;
 mod report;
 mod scenario;
 mod swarm;
@@ -45,6 +48,10 @@ fn main() -> anyhow::Result<ExitCode> {
         for line in world.run_logged(usize::MAX, arguments.follow) {
             println!("{line}");
         }
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(directory) = &arguments.report {
+        comparison::write(directory, arguments.seed, |line| println!("{line}"))?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut sound = true;

@@ -2,6 +2,7 @@
 
 mod bound;
 mod faults;
+mod links;
 mod names;
 mod random;
 

@@ -28,9 +28,9 @@ use self::{
 use crate::{
     checkers::Checkers,
     host::{BlobIndex, Host},
-    net::{Fact, MILLISECOND, Net, NodeIndex, NodeLinks, Place, SECOND, Topology},
+    net::{Fact, MILLISECOND, Net, NodeIndex, SECOND},
     report::Report,
-    scenario::{SLOWER, Scenario},
+    scenario::Scenario,
     trace::Trace,
 };
 
@@ -121,44 +121,16 @@ impl World {
         let slow = scenario.slow();
         let (directory, mut hosts) = boot::hosts(&scenario, &mut rng);
         let content = Content::new(&scenario.layer_sizes(), &mut rng);
-        let layout = &scenario.layout;
-        let racks = u32::from(layout.racks) * u32::from(layout.zones);
-        let mut links: Vec<NodeLinks> = slow
-            .iter()
-            .enumerate()
-            .map(|(number, slow)| {
-                let factor = if *slow { 1.0 / SLOWER } else { 1.0 };
-                let rack = number as u32 % racks;
-                NodeLinks {
-                    up: scenario.up * factor,
-                    down: scenario.down * factor,
-                    place: Place::Rack {
-                        zone: (rack % u32::from(layout.zones)) as u16,
-                        rack: rack as u16,
-                    },
-                }
-            })
-            .collect();
-        links.push(NodeLinks {
-            up: scenario.origin.rate,
-            down: scenario.origin.rate,
-            place: Place::Outside,
-        });
-        let (rack_rate, zone_rate) = scenario.pipe_rates();
-        let topology = Topology {
-            latency_rack: layout.latency_rack.as_nanos() as u64,
-            latency_zone: layout.latency_zone.as_nanos() as u64,
-            latency_far: layout.latency_far.as_nanos() as u64,
-            latency_outside: layout.latency_origin.as_nanos() as u64,
-            rack_rate,
-            zone_rate,
-            loss: layout.loss,
-        };
         for (host, slow) in hosts.iter_mut().zip(slow) {
             host.slow = slow;
             host.blobs.resize_with(content.blobs.len(), || None);
         }
-        let net = Net::new(&links, topology, scenario.machine.cores, scenario.seed);
+        let net = Net::new(
+            &scenario.links(),
+            scenario.topology(),
+            scenario.machine.cores,
+            scenario.seed,
+        );
         let checkers = Checkers::new(&scenario);
         Self {
             origin: scenario.nodes,
