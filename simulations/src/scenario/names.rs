@@ -184,7 +184,7 @@ impl Scenario {
         world.limits = Limits {
             ratio: Some(1.25),
             gap_seconds: Some(2.5),
-            copies: Some(1.05),
+            copies: Some(1.02),
             wasted: Some(0.02),
             holder: Some(4.0),
             // So slow an uplink has the fewest slots, four times as many where receivers stall.

@@ -176,10 +176,11 @@ impl World {
         let host = &mut self.hosts[id];
         let mut begun = Vec::new();
         for pull in &mut host.pulls {
-            if !pull.missing.remove(&index) {
+            // An auditor may have a layer before its client asks for it.
+            let missed = pull.missing.remove(&index);
+            if !pull.pulling.remove(&index) && !missed {
                 continue;
             }
-            pull.pulling.remove(&index);
             if pull.manifest == index {
                 pull.next = layers.iter().copied().collect();
             }

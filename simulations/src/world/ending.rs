@@ -22,14 +22,16 @@ impl World {
             let missing: Vec<String> = host
                 .blobs
                 .iter()
-                .flatten()
                 .zip(&self.content.blobs)
+                .filter_map(|(stored, blob)| Some((stored.as_ref()?, blob)))
                 .filter(|(stored, _)| !stored.verified)
                 .map(|(stored, blob)| format!("{} {:?}", blob.digest.short(), stored.have))
                 .collect();
+            let unasked: usize = host.pulls.iter().map(|pull| pull.next.len()).sum();
             let leases = host.core.as_ref().map_or(0, |core| core.leases().len());
             let text = format!(
-                "node {id} never finished: {missing:?}, {leases} leases, {:?}",
+                "node {id} never finished: {missing:?}, {unasked} layers not asked for, \
+                 {leases} leases, {:?}",
                 host.state
             );
             self.checkers.violation(text);
