@@ -13,8 +13,9 @@ const HEAD: u64 = 2;
 
 const DIGEST: u64 = 33;
 
-/// A node's record: its key, a generation in nanoseconds, one IPv4 address with a high port.
-const RECORD: u64 = 32 + 9 + 1 + 1 + 4 + 3;
+/// A node's record: its key, a generation in nanoseconds, one IPv4 address with a high port, and no
+/// labels.
+const RECORD: u64 = 32 + 9 + 1 + 1 + 4 + 3 + 2;
 
 /// bincode's variable integers.
 fn int(value: u64) -> u64 {
@@ -109,7 +110,7 @@ pub(crate) fn on_the_wire(message: &Message) -> u64 {
         }
         Message::StreamsWanted {
             upstream, bytes, ..
-        } => 1 + upstream.as_str().len() as u64 + DIGEST + 3 + int(*bytes) + 1,
+        } => 1 + upstream.as_str().len() as u64 + DIGEST + 3 + int(*bytes) + 2,
         Message::StreamsGranted { upstream, .. } => 1 + upstream.as_str().len() as u64 + DIGEST + 3,
         Message::Offer { size: of, have, .. } => DIGEST + 1 + size(*of) + bitfield(have) + 1,
         Message::Have {
