@@ -11,6 +11,7 @@
 
 mod client;
 pub(crate) mod image;
+mod memory;
 mod progress;
 mod registry;
 pub(crate) mod report;
@@ -28,6 +29,7 @@ use shoal_node::config::{ByteRate, ByteSize};
 
 use client::{Client, Pull, Target};
 use image::Image;
+use memory::Memory;
 use progress::{Progress, say};
 use registry::{REPOSITORY, Registry, TAG};
 use report::Phase;
@@ -67,17 +69,18 @@ async fn compare(plan: &Plan, image: &Arc<Image>, nodes: usize) -> anyhow::Resul
 
     say(format_args!("Pulling it directly: {nodes} at once"));
     let targets = targets(image, REPOSITORY, vec![origin.address(); nodes]);
-    let pulls = pull_all("direct", image.size(), &targets).await;
+    let pulls = pull_all("direct", image.size(), &targets, Memory::default()).await;
     let direct = Phase::new(&pulls, origin.served(), Vec::new());
 
     say(format_args!(
         "Starting Shoal nodes with empty stores: {nodes}"
     ));
     let before = origin.served();
+    let memory = Memory::touch(image.size() * nodes as u64).await;
     let swarm = Swarm::start(nodes, origin.address(), plan.keep_logs.as_deref()).await?;
     let through = self::targets(image, &format!("{UPSTREAM}/{REPOSITORY}"), swarm.mirrors());
     say(format_args!("Pulling it through Shoal: {nodes} at once"));
-    let pulls = pull_all("Shoal", image.size(), &through).await;
+    let pulls = pull_all("Shoal", image.size(), &through, memory).await;
     let casualties = swarm.stop();
     // Read only now, so that nothing is missed that the daemons read after their clients' last
     // byte.
@@ -98,9 +101,16 @@ fn targets(image: &Image, repository: &str, servers: Vec<std::net::SocketAddr>) 
     servers.into_iter().enumerate().map(target).collect()
 }
 
-/// Pulls from all targets at once, each with a client of its own.
-async fn pull_all(label: &'static str, bytes: u64, targets: &[Target]) -> Vec<Pull> {
+/// Pulls from all targets at once, each with a client of its own; what they pull through takes
+/// this memory.
+async fn pull_all(
+    label: &'static str,
+    bytes: u64,
+    targets: &[Target],
+    memory: Memory,
+) -> Vec<Pull> {
     let received: Vec<Arc<AtomicU64>> = targets.iter().map(|_| Arc::default()).collect();
+    let _memory = memory.hand_over(received.clone());
     let _progress = Progress::start(label, bytes, received.clone());
     join_all(targets.iter().zip(&received).map(|(target, received)| {
         let (target, received) = (target.clone(), Arc::clone(received));
