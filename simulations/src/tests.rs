@@ -22,6 +22,9 @@ fn small(name: &str) -> Scenario {
         image.bytes = 64 * MIB / scenario.images_each as u64;
         image.layers = image.layers.min(3);
     }
+    // What a fault costs is a larger part of a small image.
+    scenario.limits.copies = scenario.limits.copies.map(|_| 1.05);
+    scenario.limits.ratio = scenario.limits.ratio.map(|_| 1.5);
     scenario
 }
 

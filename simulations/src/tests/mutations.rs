@@ -20,7 +20,7 @@ fn shown_in(mutation: Mutation) -> (Scenario, &'static str) {
         Mutation::NoTakeover => (named("steward-frozen"), "copies from the origin"),
         Mutation::CompleteUnverified => (small("liar"), "calls"),
         Mutation::NoLost => (hoarder(), "never finished"),
-        Mutation::UploadsWithoutBound => (named("lan-32"), "chunks at once"),
+        Mutation::UploadsWithoutBound => (named("lan-32"), "uploads queued"),
         Mutation::InOrder => (one_source(), "bounds that the longest pull took"),
     }
 }
