@@ -16,6 +16,9 @@ const LINK: u64 = 25;
 /// What growing from 2 to 16 nodes may cost.
 const SPREAD_MAX: f64 = 1.15;
 
+/// How often each pull is measured where the machine is busy.
+const ROUNDS_MAX: usize = 3;
+
 const LAYERS: [u64; 5] = [80 * MIB, 44 * MIB, 20 * MIB, 12 * MIB, 4 * MIB];
 
 fn mass_pull(nodes: usize, image: &Image) -> Duration {
@@ -47,8 +50,11 @@ fn the_time_of_a_mass_pull_does_not_grow_with_the_number_of_nodes() {
     let _machine = machine();
     let image = Image::generate(2, &LAYERS);
     let mut times = [2, 4, 8, 16].map(|nodes| (nodes, mass_pull(nodes, &image)));
-    if spread(&times) > SPREAD_MAX {
-        // Other work on the machine makes a pull longer, never shorter: the better of two counts.
+    for _ in 1..ROUNDS_MAX {
+        if spread(&times) <= SPREAD_MAX {
+            break;
+        }
+        // Other work on the machine makes a pull longer, never shorter: the best one counts.
         for (nodes, time) in &mut times {
             *time = mass_pull(*nodes, &image).min(*time);
         }
