@@ -17,7 +17,7 @@ const LINK: u64 = 25;
 const SPREAD_MAX: f64 = 1.15;
 
 /// How often each pull is measured where the machine is busy.
-const ROUNDS_MAX: usize = 3;
+const ROUNDS_MAX: usize = 4;
 
 const LAYERS: [u64; 5] = [80 * MIB, 44 * MIB, 20 * MIB, 12 * MIB, 4 * MIB];
 
