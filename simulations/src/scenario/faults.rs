@@ -79,6 +79,17 @@ impl Fault {
         }
     }
 
+    /// Whether it strikes no node in particular.
+    pub(crate) fn strikes_all(self) -> bool {
+        matches!(
+            self,
+            Self::Partition { .. }
+                | Self::OriginOutage { .. }
+                | Self::OriginRefuses { .. }
+                | Self::RollingRestart { .. }
+        )
+    }
+
     /// Whether it takes work away from under the others, or puts wrong bytes among them.
     pub(crate) fn is_hard(self) -> bool {
         matches!(

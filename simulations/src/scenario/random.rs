@@ -171,22 +171,12 @@ impl Scenario {
             };
             deaths += usize::from(matches!(fault, Fault::Kill { .. }));
             liars += usize::from(matches!(fault, Fault::LyingHolder | Fault::CorruptChunks));
-            let victim = match fault {
-                Fault::Partition { .. }
-                | Fault::OriginOutage { .. }
-                | Fault::OriginRefuses { .. }
-                | Fault::RollingRestart { .. } => Victim::World,
-                Fault::LyingHolder if !self.origin.away => Victim::Holder,
-                Fault::Kill { .. }
-                | Fault::Freeze { .. }
-                | Fault::Slow { .. }
-                | Fault::Delay { .. }
-                | Fault::ClockJump { .. }
-                | Fault::FullDisk { .. }
-                | Fault::CorruptChunks
-                | Fault::LyingHolder => {
-                    [Victim::Holder, Victim::Steward, Victim::Any][rng.random_range(0..3)]
-                }
+            let victim = if fault.strikes_all() {
+                Victim::World
+            } else if fault == Fault::LyingHolder && !self.origin.away {
+                Victim::Holder
+            } else {
+                [Victim::Holder, Victim::Steward, Victim::Any][rng.random_range(0..3)]
             };
             // Without an origin nobody reads from it.
             let victim = if victim == Victim::Holder && self.origin.away {

@@ -141,11 +141,19 @@ impl World {
             ..
         } = tag
         {
-            let blob = self.content.blob(blob).digest;
-            let to = peer(to as usize);
-            let sending = &mut self.hosts[from as usize].sending;
-            *sending = sending.saturating_sub(1);
-            self.fact(RESET, from as usize, Event::ChunkSent { to, blob, index });
+            let sent = self.sent([from, to], blob, index);
+            self.fact(RESET, from as usize, sent);
+        }
+    }
+
+    /// A chunk is sent, or will not be: what its sender is to be told.
+    fn sent(&mut self, [from, to]: [u32; 2], blob: u16, index: u32) -> Event {
+        let sending = &mut self.hosts[from as usize].sending;
+        *sending = sending.saturating_sub(1);
+        Event::ChunkSent {
+            to: peer(to as usize),
+            blob: self.content.blob(blob).digest,
+            index,
         }
     }
 
@@ -159,11 +167,8 @@ impl World {
                 index,
                 ..
             } => {
-                let blob = self.content.blob(blob).digest;
-                let to = peer(to as usize);
-                let sending = &mut self.hosts[from as usize].sending;
-                *sending = sending.saturating_sub(1);
-                self.feed(from as usize, Event::ChunkSent { to, blob, index });
+                let sent = self.sent([from, to], blob, index);
+                self.feed(from as usize, sent);
             }
             Tag::Origin { read, .. } => self.origin_sent(id, read),
         }
