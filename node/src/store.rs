@@ -7,8 +7,8 @@
 //! The files are the truth. Each blob has one preallocated file, its chunks at their offsets, and
 //! beside it an append-only sidecar that says which chunks were written and who vouches for them.
 //! Nothing is synced while a blob is fetched: after a restart every chunk of a partial blob is
-//! hashed again before it counts. A complete blob is synced and moved, and trusted from then on
-//! until a check finds rot. The index holds access times and may be deleted.
+//! hashed again before it counts. A complete blob is synced and moved once the disk has nothing
+//! better to do, and trusted from then on until a check finds rot. The index holds access times and may be deleted.
 //!
 //! Everything here blocks, for as long as a disk takes, unless it is `async`: call it from a
 //! blocking thread. Locks are fine-grained: what is done to one blob never waits for another, and
@@ -21,6 +21,7 @@ mod index;
 mod layout;
 mod reader;
 mod room;
+mod settle;
 mod sidecar;
 mod tags;
 #[cfg(test)]
@@ -57,6 +58,7 @@ use self::{
     index::Index,
     layout::{Home, Layout},
     room::Room,
+    settle::Unsettled,
     sidecar::{Header, Sidecar},
     tags::Tags,
 };
@@ -86,6 +88,7 @@ struct Shared {
     index: Index,
     tags: Tags,
     room: Room,
+    unsettled: Unsettled,
     entries: Mutex<HashMap<Digest, Arc<Entry>>>,
     /// Complete blobs that are no more, until the driver asks.
     evictions: Mutex<Vec<Digest>>,
@@ -175,6 +178,7 @@ impl Store {
         let store = Self(Arc::new(Shared {
             tags: Tags::new(layout.refs()),
             room: Room::new(config.quota_bytes, config.min_free_bytes, used),
+            unsettled: Unsettled::default(),
             entries: Mutex::new(
                 found
                     .into_iter()
@@ -307,6 +311,12 @@ impl Store {
     /// called: their stewards want to know. Bounded by the number of blobs that were complete.
     pub fn evictions(&self) -> Vec<Digest> {
         std::mem::take(&mut lock(&self.0.evictions))
+    }
+
+    /// Syncs what is complete and was not synced yet: the next start need not hash it again. What
+    /// cannot be synced is logged.
+    pub fn settle(&self) {
+        self.0.settle();
     }
 
     /// How full the store is.

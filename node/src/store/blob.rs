@@ -120,7 +120,7 @@ impl Blob {
             .map_err(StoreError::at("open", &files.data))?;
         let sidecar = Sidecar::open(&files.sidecar, chunks)
             .map_err(StoreError::at("read", &files.sidecar))?;
-        let whole = home == Home::Blobs && entry.is_complete() && sidecar.is_full();
+        let whole = entry.is_complete() && sidecar.is_full();
         if whole {
             let view = View::new(Bitfield::full(chunks), BlobState::Complete);
             return Ok(Self::assemble(shared, entry, data, sidecar, view));
@@ -472,19 +472,9 @@ impl Blob {
         Ok(())
     }
 
-    /// Makes a complete blob last: synced, then moved to its place. Until then it is a partial
-    /// blob to a restart, which hashes it again.
-    pub(super) fn promote(&self) -> Result<(), StoreError> {
-        let mut home = lock(&self.entry.home);
-        if *home != Some(Home::Partial) || self.state() != BlobState::Complete {
-            return Ok(());
-        }
-        let sync = |error| StoreError::io("sync", &self.digest(), error);
-        self.data.sync_data().map_err(sync)?;
-        lock(&self.sidecar).sync().map_err(sync)?;
-        self.shared.layout.rename(&self.digest(), Home::Blobs)?;
-        *home = Some(Home::Blobs);
-        Ok(())
+    /// Has a complete blob synced and moved to its place in the background.
+    pub(super) fn settle_later(&self) {
+        self.shared.settle_later(&self.entry);
     }
 
     /// Says that the digest has matched. The caller has the view.
@@ -534,6 +524,7 @@ impl Blob {
     }
 
     fn write(&self, start: u64, bytes: &[u8]) -> io::Result<()> {
+        self.shared.unsettled.wrote();
         let starts = (start..).step_by(WRITE_BYTES);
         starts
             .zip(bytes.chunks(WRITE_BYTES))

@@ -146,11 +146,6 @@ impl Sidecar {
     pub(super) fn is_full(&self) -> bool {
         self.frame_of.iter().all(|frame| *frame != 0)
     }
-
-    /// Makes what was appended last.
-    pub(super) fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
-    }
 }
 
 /// A frame: payload (a version byte first), zeros, the payload's length, a checksum over all that.

@@ -166,7 +166,7 @@ impl Blob {
     }
 
     /// Calls the blob complete, if nothing has changed since its digest matched.
-    fn conclude(self: &Arc<Self>, epoch: u64) -> bool {
+    fn conclude(&self, epoch: u64) -> bool {
         {
             let mut view = self.view();
             if view.epoch != epoch || !view.have.is_full() {
@@ -175,16 +175,7 @@ impl Blob {
             self.completed(&mut view);
         }
         self.publish();
-        let blob = Arc::clone(self);
-        spawn_blocking(move || {
-            if let Err(error) = blob.promote() {
-                tracing::warn!(
-                    "{} is complete but not in its place, and will be hashed again after a \
-                     restart: {error}",
-                    blob.digest()
-                );
-            }
-        });
+        self.settle_later();
         true
     }
 }

@@ -39,6 +39,8 @@ enum Step {
         index: u32,
     },
     Verify,
+    /// What is complete is synced and moved to its place.
+    Settle,
     /// The process dies and comes back; so many bytes are torn off the sidecar.
     Crash {
         torn: u8,
@@ -61,6 +63,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => index.clone().prop_map(|index| Step::Drop { index }),
         1 => index.clone().prop_map(|index| Step::Check { index }),
         3 => Just(Step::Verify),
+        2 => Just(Step::Settle),
         2 => prop_oneof![Just(0u8), any::<u8>()].prop_map(|torn| Step::Crash { torn }),
         1 => index.prop_map(|index| Step::Rot { index }),
     ];
@@ -77,6 +80,8 @@ struct World {
     /// The chunks that should count, and whether with the true bytes.
     have: BTreeMap<u32, bool>,
     complete: bool,
+    /// Complete, and in its place.
+    settled: bool,
 }
 
 impl World {
@@ -100,6 +105,7 @@ impl World {
             open: None,
             have: BTreeMap::new(),
             complete: false,
+            settled: false,
         };
         world.start();
         world
@@ -172,6 +178,7 @@ impl World {
                 let dropped = self.blob().drop_chunk(index).unwrap();
                 assert_eq!(dropped, self.have.remove(&index).is_some());
                 self.complete &= !dropped;
+                self.settled &= !dropped;
             }
             Step::Check { index } => {
                 let whole = self.blob().check_chunk(index).unwrap();
@@ -183,17 +190,19 @@ impl World {
                     let verdict = self.runtime.block_on(blob.verify());
                     self.complete = self.have.values().all(|truth| *truth);
                     assert_eq!(verdict == Verdict::Matches, self.complete);
-                    drop(blob);
-                    let home =
-                        blob_file(&self.dir, &self.truth.digest).with_added_extension("chunks");
-                    let complete = self.complete;
-                    self.runtime.block_on(until(|| home.exists() == complete));
                 }
+            }
+            Step::Settle => {
+                self.open.as_ref().unwrap().0.settle();
+                self.settled = self.complete;
+                let home = blob_file(&self.dir, &self.truth.digest).with_added_extension("chunks");
+                assert_eq!(home.exists(), self.complete);
             }
             Step::Crash { torn } => {
                 self.stop();
-                // What is complete was synced, and tears no more.
-                if !self.complete {
+                self.complete = self.settled;
+                // What was synced tears no more.
+                if !self.settled {
                     let sidecar =
                         partial_file(&self.dir, &self.truth.digest).with_added_extension("chunks");
                     let file = fs::OpenOptions::new().write(true).open(sidecar).unwrap();
@@ -210,7 +219,8 @@ impl World {
             }
             Step::Rot { index } => {
                 self.stop();
-                let home = if self.complete {
+                self.complete = self.settled;
+                let home = if self.settled {
                     blob_file
                 } else {
                     partial_file
@@ -221,6 +231,7 @@ impl World {
                 if self.complete {
                     assert!(!self.blob().check_chunk(index).unwrap());
                     self.complete = false;
+                    self.settled = false;
                 }
                 self.have.remove(&index);
             }

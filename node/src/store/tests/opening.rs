@@ -1,6 +1,6 @@
 //! What a restart finds.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use shoal_protocol::{
     directory::NodeId,
@@ -9,7 +9,7 @@ use shoal_protocol::{
 };
 
 use super::support::*;
-use crate::store::{BlobState, Store, StoreError};
+use crate::store::{BlobState, Store, StoreError, Verdict};
 
 #[tokio::test]
 async fn a_complete_blob_is_there_after_a_restart() {
@@ -91,6 +91,39 @@ async fn a_crash_between_complete_and_in_its_place_is_resumed_and_hashed_again()
         sample.complete(&store).await;
         assert!(blob.exists() && !partial.exists());
     }
+}
+
+#[tokio::test]
+async fn a_complete_blob_is_synced_once_nothing_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let (sample, other) = (
+        Sample::new(1, CHUNK_BYTES_MIN),
+        Sample::new(2, 3 * CHUNK_BYTES_MIN),
+    );
+    let blob = sample.fill(&store);
+    assert_eq!(blob.verify().await, Verdict::Matches);
+    drop(blob);
+    let growing = store
+        .begin(other.digest, BlobKind::Blob, other.size())
+        .unwrap();
+    let file = blob_file(&dir, &sample.digest);
+    for index in 0..other.chunks() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        other.write(&growing, index);
+        assert!(!file.exists(), "while chunks come in");
+    }
+    let reopened = store.get(&sample.digest).unwrap();
+    assert_eq!(
+        reopened.state(),
+        BlobState::Complete,
+        "it is served as it is"
+    );
+    until(|| file.exists()).await;
+    let (bytes, _) = reopened.read_chunk(0).unwrap();
+    assert_eq!(bytes, sample.bytes, "wherever its file is");
+    drop((store, reopened, growing));
+    assert_eq!(open(&dir).complete().len(), 1);
 }
 
 #[test]

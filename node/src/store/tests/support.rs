@@ -98,13 +98,11 @@ impl Sample {
         blob
     }
 
-    /// Puts the whole blob into the store, and lets go of it once it is in its place.
+    /// Puts the whole blob into the store and into its place there.
     pub(super) async fn complete(&self, store: &Store) {
         let blob = self.fill(store);
         assert_eq!(blob.verify().await, Verdict::Matches);
-        let weak = Arc::downgrade(&blob);
-        drop(blob);
-        until(|| weak.strong_count() == 0).await;
+        store.settle();
     }
 }
 
