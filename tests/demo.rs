@@ -85,6 +85,9 @@ fn list(path: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
+/// How often the demo may run until its time is within the bound.
+const RUNS_MAX: usize = 4;
+
 #[test]
 fn the_demo_with_its_defaults_keeps_its_promise_and_leaves_nothing_behind() {
     let _machine = machine();
@@ -103,9 +106,11 @@ fn the_demo_with_its_defaults_keeps_its_promise_and_leaves_nothing_behind() {
         seconds("shoal_seconds") > 1.25 * seconds("lower_bound_seconds") + 1.0
     };
     let mut report = run();
-    if is_slow(&report) {
-        // Other work on the machine makes a run longer, never shorter: one of two has to do.
-        report = run();
+    // Other work on the machine makes a run longer, never shorter.
+    for _ in 1..RUNS_MAX {
+        if is_slow(&report) {
+            report = run();
+        }
     }
     let number = |name: &str| {
         report[name]

@@ -69,18 +69,21 @@ async fn compare(plan: &Plan, image: &Arc<Image>, nodes: usize) -> anyhow::Resul
 
     say(format_args!("Pulling it directly: {nodes} at once"));
     let targets = targets(image, REPOSITORY, vec![origin.address(); nodes]);
-    let pulls = pull_all("direct", image.size(), &targets, Memory::default()).await;
+    let pulls = pull_all("direct", image.size(), &targets).await;
     let direct = Phase::new(&pulls, origin.served(), Vec::new());
 
     say(format_args!(
         "Starting Shoal nodes with empty stores: {nodes}"
     ));
     let before = origin.served();
-    let memory = Memory::touch(image.size() * nodes as u64).await;
+    // The stores, and a quarter more for the daemons.
+    let memory = Memory::touch(image.size() * nodes as u64 / 4 * 5).await;
     let swarm = Swarm::start(nodes, origin.address(), plan.keep_logs.as_deref()).await?;
     let through = self::targets(image, &format!("{UPSTREAM}/{REPOSITORY}"), swarm.mirrors());
     say(format_args!("Pulling it through Shoal: {nodes} at once"));
-    let pulls = pull_all("Shoal", image.size(), &through, memory).await;
+    let handover = memory.map(Memory::hand_over);
+    let pulls = pull_all("Shoal", image.size(), &through).await;
+    drop(handover);
     let casualties = swarm.stop();
     // Read only now, so that nothing is missed that the daemons read after their clients' last
     // byte.
@@ -101,16 +104,9 @@ fn targets(image: &Image, repository: &str, servers: Vec<std::net::SocketAddr>) 
     servers.into_iter().enumerate().map(target).collect()
 }
 
-/// Pulls from all targets at once, each with a client of its own; what they pull through takes
-/// this memory.
-async fn pull_all(
-    label: &'static str,
-    bytes: u64,
-    targets: &[Target],
-    memory: Memory,
-) -> Vec<Pull> {
+/// Pulls from all targets at once, each with a client of its own.
+async fn pull_all(label: &'static str, bytes: u64, targets: &[Target]) -> Vec<Pull> {
     let received: Vec<Arc<AtomicU64>> = targets.iter().map(|_| Arc::default()).collect();
-    let _memory = memory.hand_over(received.clone());
     let _progress = Progress::start(label, bytes, received.clone());
     join_all(targets.iter().zip(&received).map(|(target, received)| {
         let (target, received) = (target.clone(), Arc::clone(received));

@@ -1,21 +1,15 @@
 //! Memory that is ready for the daemons' stores.
 //!
 //! The host of a virtual machine may back memory only when it is touched, and take back what has
-//! been free for a second or two. There the 2 GB that eight stores write to the page cache cost 4
-//! of the 14 CPU-seconds that two cores have for the whole pull: the price of an idle machine, which
-//! a host that runs containers does not pay. So as much memory is touched before, and handed over
-//! while the stores grow.
+//! been free for a second or two. There the 2 GB that eight stores write to the page cache cost 2
+//! to 4 of the 14 CPU-seconds that two cores have for the whole pull: the price of an idle machine,
+//! which a host that runs containers does not pay. So a scratch file as large as the stores is
+//! written before, as they write theirs, and cut shorter while memory is taken: the kernel gives
+//! out first what was freed last, if it is of the same kind. (Anonymous memory is not: it leaves
+//! single pages, and the page cache takes sixteen at a time.)
 
-use std::{
-    fs,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{env, fs, fs::File, io::Write as _, time::Duration};
 
-use memmap2::MmapMut;
 use tokio::{
     task::{JoinHandle, spawn_blocking},
     time::sleep,
@@ -24,42 +18,56 @@ use tokio::{
 /// Handed over at a time.
 const BLOCK_BYTES: u64 = 8 << 20;
 
-/// Handed over before the clients have the bytes: the daemons store them a little earlier.
-const AHEAD_BYTES: u64 = 8 * BLOCK_BYTES;
+/// Handed over before it is taken: what the stores grow by in a few ticks.
+const AHEAD_BYTES: u64 = 16 * BLOCK_BYTES;
 
 /// How often it is handed over.
 const TICK: Duration = Duration::from_millis(20);
 
-/// Touched memory that nobody uses.
-#[derive(Default)]
-pub(crate) struct Memory(Vec<MmapMut>);
+/// Written at a time: as much as a store does.
+const WRITE_BYTES: usize = 64 << 10;
+
+/// Memory that nobody needs, in the page cache.
+pub(crate) struct Memory {
+    /// It has no name.
+    scratch: File,
+    bytes: u64,
+}
 
 impl Memory {
-    /// So many bytes, or none where the machine has not twice as much available.
-    pub(crate) async fn touch(bytes: u64) -> Self {
-        let fits = available().is_some_and(|available| available / 2 >= bytes);
-        let blocks = if fits { bytes / BLOCK_BYTES } else { 0 };
+    /// So many bytes; none where the machine does not have twice as much memory available, and
+    /// three times as much room for temporary files, a third of it for the scratch file.
+    pub(crate) async fn touch(bytes: u64) -> Option<Self> {
+        let fits = meminfo("MemAvailable:").is_some_and(|available| available / 2 >= bytes)
+            && disk_available().is_some_and(|available| available / 3 >= bytes);
+        if !fits {
+            return None;
+        }
         let touched = spawn_blocking(move || {
-            let touch = |_| {
-                let mut block = MmapMut::map_anon(BLOCK_BYTES as usize).ok()?;
-                block.fill(1);
-                Some(block)
-            };
-            (0..blocks).map_while(touch).collect()
+            let mut scratch = tempfile::tempfile()?;
+            let piece = vec![1; WRITE_BYTES];
+            for _ in 0..bytes / WRITE_BYTES as u64 {
+                scratch.write_all(&piece)?;
+            }
+            std::io::Result::Ok(Self { scratch, bytes })
         });
         // It is only about speed.
-        Self(touched.await.unwrap_or_default())
+        touched.await.ok()?.ok()
     }
 
-    /// Gives it back in step with what the clients receive.
-    pub(crate) fn hand_over(self, received: Vec<Arc<AtomicU64>>) -> Handover {
-        let Self(mut blocks) = self;
-        let all = blocks.len() as u64;
+    /// Gives it back from now on, so that what is free stays as much as it is, and a little more.
+    pub(crate) fn hand_over(self) -> Handover {
         Handover(tokio::spawn(async move {
-            while !blocks.is_empty() {
-                let received: u64 = received.iter().map(|bytes| bytes.load(Relaxed)).sum();
-                let handed = (received + AHEAD_BYTES) / BLOCK_BYTES;
-                blocks.truncate(all.saturating_sub(handed) as usize);
+            let Some(free) = meminfo("MemFree:") else {
+                return;
+            };
+            let mut left = self.bytes;
+            while left > 0 {
+                let lacking = (free + AHEAD_BYTES).saturating_sub(meminfo("MemFree:").unwrap_or(0));
+                left = left.saturating_sub(lacking.next_multiple_of(BLOCK_BYTES));
+                if self.scratch.set_len(left).is_err() {
+                    return;
+                }
                 sleep(TICK).await;
             }
         }))
@@ -75,14 +83,18 @@ impl Drop for Handover {
     }
 }
 
-/// Bytes that could be used without swapping.
-fn available() -> Option<u64> {
+/// One of the kernel's figures about memory, in bytes.
+fn meminfo(field: &str) -> Option<u64> {
     let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(field))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib << 10)
+}
+
+/// Bytes that temporary files may still take.
+fn disk_available() -> Option<u64> {
+    let stat = rustix::fs::statvfs(env::temp_dir()).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 #[cfg(test)]
@@ -91,19 +103,18 @@ mod tests {
 
     #[tokio::test]
     async fn memory_is_touched_only_where_there_is_enough() {
-        let Memory(blocks) = Memory::touch(2 * BLOCK_BYTES).await;
-        assert_eq!(blocks.len(), 2);
-        assert!(blocks.iter().all(|block| block.len() as u64 == BLOCK_BYTES));
-        let Memory(blocks) = Memory::touch(u64::MAX).await;
-        assert!(blocks.is_empty());
+        let memory = Memory::touch(2 * BLOCK_BYTES).await.expect("it is little");
+        let length = memory.scratch.metadata().expect("it is open").len();
+        assert_eq!(length, 2 * BLOCK_BYTES);
+        assert!(Memory::touch(u64::MAX).await.is_none());
     }
 
     #[tokio::test]
-    async fn all_is_given_back_once_everything_was_received() {
-        let memory = Memory::touch(2 * BLOCK_BYTES).await;
-        let received = Arc::new(AtomicU64::new(0));
-        let mut handover = memory.hand_over(vec![Arc::clone(&received)]);
-        received.store(2 * BLOCK_BYTES, Relaxed);
+    async fn what_the_page_cache_takes_next_is_given_back() {
+        let memory = Memory::touch(2 * BLOCK_BYTES).await.expect("it is little");
+        let scratch = memory.scratch.try_clone().expect("it is open");
+        let mut handover = memory.hand_over();
         (&mut handover.0).await.expect("it ends by itself");
+        assert_eq!(scratch.metadata().expect("it is open").len(), 0);
     }
 }
