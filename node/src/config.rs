@@ -62,6 +62,11 @@ pub struct Config {
     pub cluster_key: Option<PathBuf>,
     /// A ticket issued elsewhere, for nodes that are not to hold the key.
     pub ticket: Option<PathBuf>,
+    /// The zone that this node is in: a data centre, or a part of one. Any name; nodes with the same
+    /// one are near each other, and what leaves it is spared.
+    pub zone: Option<String>,
+    /// The rack within the zone, likewise.
+    pub rack: Option<String>,
     /// Upstreams that do not simply live at `https://<their own name>`.
     pub origins: BTreeMap<Upstream, OriginSpec>,
     /// Most bytes of blobs to keep; without it only `min_free` bounds them.
@@ -255,6 +260,20 @@ impl Sources {
         }
     }
 
+    fn label(
+        &self,
+        key: &'static str,
+        get: impl Fn(&RawConfig) -> Option<&String>,
+    ) -> Result<Option<String>, ConfigError> {
+        match self.find(key, get) {
+            Some((place, text)) if text.trim().is_empty() => Err(ConfigError::Value {
+                place,
+                problem: format!("the {key} has no name; give one, or leave the setting out"),
+            }),
+            found => Ok(found.map(|(_, text)| text.trim().to_owned())),
+        }
+    }
+
     fn resolve(&self, environment: Environment<'_>) -> Result<Config, ConfigError> {
         let cluster_key = self.path("cluster_key", |raw| raw.cluster_key.as_ref())?;
         let ticket = self.path("ticket", |raw| raw.ticket.as_ref())?;
@@ -292,6 +311,8 @@ impl Sources {
             join: join.into_iter().map(|host| host.0).collect(),
             cluster_key,
             ticket,
+            zone: self.label("zone", |raw| raw.zone.as_ref())?,
+            rack: self.label("rack", |raw| raw.rack.as_ref())?,
             origins: self.origins()?,
             quota: self.one("quota", |raw| raw.quota.as_ref())?,
             min_free: self

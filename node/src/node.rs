@@ -139,7 +139,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Node
         // Seconds leave room for the generations that a false death costs.
         generation: unix_seconds() << 16,
         addresses: advertised(&config.advertise, &bound, &join).await,
-        place: Place::default(),
+        place: Place::labelled(config.zone.as_deref(), config.rack.as_deref()),
     };
     tracing::info!(
         "node {:?}: mirror on {}, admin on {}, swarm on {bound:?} known as {:?}",
@@ -165,7 +165,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Node
         clock,
         directory,
         network: network.clone(),
-        store,
+        store: store.clone(),
         origins,
         key: identity.signing_key(),
         metrics: Arc::clone(&metrics),
@@ -203,6 +203,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Node
         _ = serving => {}
         () = bootstrapping => {}
     }
+    // Nobody else waits for the disk any more.
+    let _ = tokio::task::spawn_blocking(move || store.settle()).await;
     tracing::info!("stopped");
     Ok(())
 }

@@ -43,6 +43,12 @@ pub(crate) struct NodeArgs {
     /// A ticket instead of the key, made by `shoal cluster ticket`
     #[arg(long, value_name = "FILE")]
     ticket: Option<String>,
+    /// The zone that this node is in, by any name: a data centre, or a part of one
+    #[arg(long, value_name = "NAME")]
+    zone: Option<String>,
+    /// The rack that it is in, within its zone
+    #[arg(long, value_name = "NAME")]
+    rack: Option<String>,
     /// Where an upstream is read; repeatable [default: https://UPSTREAM]
     #[arg(long, value_name = "UPSTREAM=URL")]
     origin: Vec<String>,
@@ -137,6 +143,8 @@ impl NodeArgs {
             join: said(self.join),
             cluster_key: self.cluster_key,
             ticket: self.ticket,
+            zone: self.zone,
+            rack: self.rack,
             quota: self.quota,
             min_free: self.min_free,
             docker_config: self.docker_config,

@@ -26,6 +26,10 @@ pub struct RawConfig {
     pub cluster_key: Option<String>,
     /// See [`Config::ticket`](super::Config::ticket).
     pub ticket: Option<String>,
+    /// See [`Config::zone`](super::Config::zone).
+    pub zone: Option<String>,
+    /// See [`Config::rack`](super::Config::rack).
+    pub rack: Option<String>,
     /// See [`Config::quota`](super::Config::quota).
     pub quota: Option<String>,
     /// See [`Config::min_free`](super::Config::min_free).
@@ -82,6 +86,8 @@ impl RawConfig {
             join: list("join")?,
             cluster_key: one("cluster_key")?,
             ticket: one("ticket")?,
+            zone: one("zone")?,
+            rack: one("rack")?,
             quota: one("quota")?,
             min_free: one("min_free")?,
             docker_config: one("docker_config")?,

@@ -47,6 +47,14 @@ fn a_flag_wins_over_a_variable_and_that_over_the_file() {
 }
 
 #[test]
+fn a_node_says_where_it_is() {
+    let file = "zone = 'fra-1'\nrack = 'a07'";
+    let config = load(RawConfig::default(), &[("SHOAL_RACK", " b12 ")], file).unwrap();
+    assert_eq!(config.zone.as_deref(), Some("fra-1"));
+    assert_eq!(config.rack.as_deref(), Some("b12"));
+}
+
+#[test]
 fn a_list_is_taken_whole_from_the_strongest_place() {
     let file = "cluster_key = '/k'\njoin = ['a:1', 'b:2']";
     assert_eq!(
@@ -110,6 +118,8 @@ fn an_error_names_the_place_and_the_value_and_what_to_write() {
         ("SHOAL_JOIN", "host"),
         ("SHOAL_LISTEN", "host:1"),
         ("SHOAL_DATA_DIR", ""),
+        ("SHOAL_ZONE", ""),
+        ("SHOAL_RACK", " "),
     ] {
         let message = error(
             RawConfig::default(),
