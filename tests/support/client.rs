@@ -262,6 +262,9 @@ pub(crate) fn pull_as(
     Ok(start.elapsed())
 }
 
+/// What [`check_blob`] says of an answer that came whole and is not what was asked for.
+pub(crate) const WRONG_BYTES: &str = "a whole answer with other bytes";
+
 /// Reads one blob and checks status and digest.
 ///
 /// # Errors
@@ -271,6 +274,7 @@ pub(crate) fn check_blob(place: &Place, base: &str, digest: &str) -> Result<Answ
     let answer = blob(place, base, digest).finish();
     match answer {
         Ok(answer) if answer.status == 200 && answer.digest == digest => Ok(answer),
+        Ok(answer) if answer.status == 200 => Err(format!("blob {digest}: {WRONG_BYTES}")),
         other => Err(format!("blob {digest}: {other:?}")),
     }
 }
