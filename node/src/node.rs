@@ -45,6 +45,9 @@ const JOIN_PATIENCE: Duration = Duration::from_secs(5);
 /// How often a starting node looks whether it has found members.
 const READY_POLL: Duration = Duration::from_millis(50);
 
+/// With nothing written for so long the pull is over, and those of others most likely too.
+const SETTLE_AFTER: Duration = Duration::from_secs(3);
+
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
@@ -114,6 +117,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Node
         dir: config.data_dir.clone(),
         quota_bytes: config.quota.map(|size| size.0),
         min_free_bytes: config.min_free.0,
+        settle_after: SETTLE_AFTER,
     })
     .await?;
     let identity = Identity::load_or_create(&config.data_dir)?;

@@ -37,7 +37,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::UNIX_EPOCH,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use shoal_protocol::{
@@ -77,6 +77,9 @@ pub struct StoreConfig {
     pub quota_bytes: Option<u64>,
     /// How many bytes of the disk to leave free.
     pub min_free_bytes: u64,
+    /// A complete blob is synced once nothing was written for so long; at most ten times as long
+    /// after it was complete.
+    pub settle_after: Duration,
 }
 
 /// The store of this node. Cloning it clones a handle.
@@ -178,7 +181,7 @@ impl Store {
         let store = Self(Arc::new(Shared {
             tags: Tags::new(layout.refs()),
             room: Room::new(config.quota_bytes, config.min_free_bytes, used),
-            unsettled: Unsettled::default(),
+            unsettled: Unsettled::new(config.settle_after),
             entries: Mutex::new(
                 found
                     .into_iter()

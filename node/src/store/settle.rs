@@ -21,21 +21,22 @@ use tokio::{
 
 use super::{Entry, Shared, error::StoreError, layout::Home, lock};
 
-/// Nothing has been written for so long: the pull is over, and those of others most likely too.
-const QUIET: Duration = Duration::from_secs(3);
-
-/// However much is written, nothing waits for longer than this. The kernel writes back on its own
-/// what has been dirty for as long.
-const WAIT_MAX: Duration = Duration::from_secs(30);
-
 /// Blobs that are complete and not yet synced.
-#[derive(Default)]
 pub(super) struct Unsettled {
+    after: Duration,
     entries: Mutex<Vec<Arc<Entry>>>,
     writes: AtomicU64,
 }
 
 impl Unsettled {
+    pub(super) fn new(after: Duration) -> Self {
+        Self {
+            after,
+            entries: Mutex::default(),
+            writes: AtomicU64::new(0),
+        }
+    }
+
     /// Notes that bytes of some blob were written.
     pub(super) fn wrote(&self) {
         self.writes.fetch_add(1, Ordering::Relaxed);
@@ -58,8 +59,9 @@ impl Shared {
         drop(entries);
         // Weak, so that waiting does not keep a store open that is no longer used.
         let shared = Arc::downgrade(self);
+        let after = self.unsettled.after;
         tokio::spawn(async move {
-            let _ = timeout(WAIT_MAX, until_quiet(&shared)).await;
+            let _ = timeout(after * 10, until_quiet(&shared, after)).await;
             if let Some(shared) = shared.upgrade() {
                 spawn_blocking(move || shared.settle());
             }
@@ -99,11 +101,11 @@ impl Shared {
     }
 }
 
-async fn until_quiet(shared: &Weak<Shared>) {
+async fn until_quiet(shared: &Weak<Shared>, after: Duration) {
     let writes = || shared.upgrade().map(|shared| shared.unsettled.writes());
     let mut before = writes();
     loop {
-        sleep(QUIET).await;
+        sleep(after).await;
         let now = writes();
         if now == before {
             return;

@@ -9,7 +9,7 @@ use shoal_protocol::{
 };
 
 use super::support::*;
-use crate::store::{BlobState, Store, StoreError, Verdict};
+use crate::store::{BlobState, Store, StoreConfig, StoreError, Verdict};
 
 #[tokio::test]
 async fn a_complete_blob_is_there_after_a_restart() {
@@ -96,7 +96,11 @@ async fn a_crash_between_complete_and_in_its_place_is_resumed_and_hashed_again()
 #[tokio::test]
 async fn a_complete_blob_is_synced_once_nothing_is_written() {
     let dir = tempfile::tempdir().unwrap();
-    let store = open(&dir);
+    let store = Store::open(&StoreConfig {
+        settle_after: Duration::from_secs(2),
+        ..config(&dir)
+    })
+    .unwrap();
     let (sample, other) = (
         Sample::new(1, CHUNK_BYTES_MIN),
         Sample::new(2, 3 * CHUNK_BYTES_MIN),
@@ -109,7 +113,7 @@ async fn a_complete_blob_is_synced_once_nothing_is_written() {
         .unwrap();
     let file = blob_file(&dir, &sample.digest);
     for index in 0..other.chunks() {
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
         other.write(&growing, index);
         assert!(!file.exists(), "while chunks come in");
     }
@@ -122,7 +126,9 @@ async fn a_complete_blob_is_synced_once_nothing_is_written() {
     until(|| file.exists()).await;
     let (bytes, _) = reopened.read_chunk(0).unwrap();
     assert_eq!(bytes, sample.bytes, "wherever its file is");
-    drop((store, reopened, growing));
+    drop((reopened, growing));
+    until(|| std::sync::Arc::strong_count(&store.0) == 1).await;
+    drop(store);
     assert_eq!(open(&dir).complete().len(), 1);
 }
 

@@ -123,6 +123,8 @@ pub(super) fn config(dir: &TempDir) -> StoreConfig {
         dir: dir.path().to_owned(),
         quota_bytes: None,
         min_free_bytes: 0,
+        // When the test says so.
+        settle_after: Duration::from_secs(3600),
     }
 }
 
