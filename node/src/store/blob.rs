@@ -110,9 +110,12 @@ impl Blob {
     /// Opens a blob that is on disk. One that is not known to be complete is hashed chunk by
     /// chunk: what does not match its attestation does not count.
     pub(super) fn open(shared: &Arc<Shared>, entry: &Arc<Entry>) -> Result<Arc<Self>, StoreError> {
-        let home = lock(&entry.home).unwrap_or(Home::Partial);
-        let files = shared.layout.files(&entry.digest, home);
         let chunks = entry.geometry().chunks();
+        // Held until both files are open: a complete blob is moved when the store settles.
+        let home = lock(&entry.home);
+        let files = shared
+            .layout
+            .files(&entry.digest, home.unwrap_or(Home::Partial));
         let data = OpenOptions::new()
             .read(true)
             .write(true)
@@ -120,6 +123,7 @@ impl Blob {
             .map_err(StoreError::at("open", &files.data))?;
         let sidecar = Sidecar::open(&files.sidecar, chunks)
             .map_err(StoreError::at("read", &files.sidecar))?;
+        drop(home);
         let whole = entry.is_complete() && sidecar.is_full();
         if whole {
             let view = View::new(Bitfield::full(chunks), BlobState::Complete);
