@@ -318,6 +318,7 @@ impl Core {
             Event::Disconnected(peer) | Event::Unreachable(peer) => self.peer_gone(peer),
             Event::Message { from, message } => {
                 if !self.ctx.banned.contains(&from) {
+                    self.ctx.heard(from);
                     self.message(from, message);
                 }
             }
@@ -374,6 +375,7 @@ impl Core {
             Event::Abandoned { blob } => self.leave(blob),
             Event::ChunkLost { blob, index } => self.chunk_lost(blob, index),
             Event::ChunkProgress { from, blob, index } => {
+                self.ctx.progress(from);
                 if let Some(mesh) = self.meshes.get_mut(&blob) {
                     mesh.progress(&mut self.ctx, from, index);
                 }

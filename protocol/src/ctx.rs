@@ -72,6 +72,21 @@ impl Ctx {
         self.links.entry(peer).or_default()
     }
 
+    /// A peer that is asked for chunks has said something.
+    pub(crate) fn heard(&mut self, peer: Peer) {
+        if let Some(link) = self.links.get_mut(&peer) {
+            link.heard_at = self.now;
+        }
+    }
+
+    /// Bytes of a chunk came from a peer.
+    pub(crate) fn progress(&mut self, peer: Peer) {
+        let now = self.now;
+        let link = self.link(peer);
+        link.progress_at = now;
+        link.stalls = 0;
+    }
+
     pub(crate) fn is_live(&self, peer: Peer) -> bool {
         self.view.is_live(peer)
     }

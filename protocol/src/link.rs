@@ -17,7 +17,7 @@ impl Ewma {
 }
 
 /// One peer as a source of chunks.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Link {
     /// Chunks requested from it and not yet received, over all blobs.
     pub(crate) outstanding: usize,
@@ -33,8 +33,12 @@ pub(crate) struct Link {
     pub(crate) stalls: u32,
     /// Chunks with wrong bytes.
     pub(crate) strikes: u32,
-    /// When it last delivered a chunk.
+    /// When it last delivered a chunk,
     pub(crate) delivered_at: Time,
+    /// some bytes of one,
+    pub(crate) progress_at: Time,
+    /// and when it last said anything at all.
+    pub(crate) heard_at: Time,
 }
 
 impl Link {

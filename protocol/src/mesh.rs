@@ -41,6 +41,14 @@ pub(crate) struct Flight {
     deadline: Time,
 }
 
+/// What to do about a late request.
+enum Wait {
+    /// Wait on.
+    Until(Time),
+    /// Ask someone else; `stuck` is a peer that does not count as having anything for a while.
+    Elsewhere { stuck: bool },
+}
+
 /// A lease that this node works on.
 pub(crate) struct Running {
     /// Who granted it; `None` when this node acts without a steward.
@@ -611,16 +619,6 @@ impl Mesh {
             flight.deadline = ctx.now + timeout;
             self.late_at = self.late_at.min(ctx.now + timeout);
         }
-        // Chunks come one after the other: those behind this one are not late yet.
-        for flight in self
-            .flights
-            .values_mut()
-            .flatten()
-            .filter(|flight| flight.peer == from)
-        {
-            flight.deadline = flight.deadline.max(ctx.now + timeout);
-        }
-        ctx.link(from).stalls = 0;
     }
 
     pub(crate) fn queued(&mut self, ctx: &mut Ctx, from: Peer, chunk: u32, delay: Duration) {
@@ -696,14 +694,28 @@ impl Mesh {
             .map(|(chunk, flight)| (chunk, flight.peer))
             .collect();
         for (chunk, peer) in late {
-            self.drop_flight(ctx, chunk, peer, true);
-            let (now, penalty) = (ctx.now, ctx.config.stall_penalty);
-            let link = ctx.link(peer);
-            if link.is_usable(now) {
-                let until = now + penalty * (1 << link.stalls.min(4));
-                link.shunned_until = until;
-                link.stalls += 1;
-                ctx.avoid(peer, until);
+            let Some(flight) = self.flight(peer, chunk).copied() else {
+                continue;
+            };
+            match self.wait(ctx, chunk, flight) {
+                Wait::Until(deadline) => {
+                    if let Some(flight) = self.flight(peer, chunk) {
+                        flight.deadline = deadline;
+                    }
+                }
+                Wait::Elsewhere { stuck } => {
+                    self.drop_flight(ctx, chunk, peer, true);
+                    let (now, penalty) = (ctx.now, ctx.config.stall_penalty);
+                    let link = ctx.link(peer);
+                    if link.is_usable(now) {
+                        let until = now + penalty * (1 << link.stalls.min(4));
+                        if stuck {
+                            link.shunned_until = until;
+                        }
+                        link.stalls += 1;
+                        ctx.avoid(peer, until);
+                    }
+                }
             }
         }
         let deadlines = self
@@ -712,6 +724,33 @@ impl Mesh {
             .flatten()
             .map(|flight| flight.deadline);
         self.late_at = deadlines.min().unwrap_or(Time::NEVER);
+    }
+
+    /// What to do about a request whose deadline has come.
+    fn wait(&self, ctx: &mut Ctx, chunk: u32, flight: Flight) -> Wait {
+        let timeout = Self::request_timeout(ctx, flight.peer);
+        let link = *ctx.link(flight.peer);
+        // Chunks come one after the other, of whichever blob: those behind are not late yet.
+        let moves = link.progress_at + timeout;
+        if moves > ctx.now && ctx.now.since(flight.sent) < REQUEST_TIMEOUT_MAX {
+            return Wait::Until(moves);
+        }
+        // A peer that still talks is not frozen: what holds its chunks up is a loss on a full link,
+        // and to ask it anew would take longer than to wait.
+        let silent = ctx.now.since(link.heard_at) >= ctx.config.request_timeout;
+        let waited = ctx.now.since(flight.sent.max(link.progress_at));
+        let stuck = silent || waited >= TALKING_TIMEOUT || link.stalls >= TALKING_STALLS;
+        let is_source = |(peer, neighbour): (&Peer, &Neighbour)| {
+            let link = ctx.links.get(peer);
+            *peer != flight.peer
+                && neighbour.have.contains(chunk)
+                && link.is_none_or(|link| link.is_usable(ctx.now))
+        };
+        if stuck || self.neighbours.iter().any(is_source) {
+            Wait::Elsewhere { stuck }
+        } else {
+            Wait::Until(ctx.now + ctx.config.request_timeout / 4)
+        }
     }
 
     /// A chunk was refused on arrival: ask someone else. Where that is not the sender's fault it
@@ -798,18 +837,7 @@ impl Mesh {
             return;
         }
         // What a neighbour has need not come from the origin a second time.
-        // One that is left alone, because it stalled or sent wrong bytes, does not count: the
-        // steward may well have granted the lease for that very reason.
-        let mut near = self.have.clone();
-        for (peer, neighbour) in &self.neighbours {
-            if ctx
-                .links
-                .get(peer)
-                .is_none_or(|link| link.shunned_until <= ctx.now)
-            {
-                near.union_with(&neighbour.have);
-            }
-        }
+        let near = self.near(ctx);
         let end = lease.end.min(self.have.len());
         let auditing = self.phase == Phase::Auditing;
         let first = (lease.first..end).find(|chunk| {
@@ -921,6 +949,19 @@ impl Mesh {
         self.joining = Joining::new(ctx.now);
     }
 
+    /// What this node or a neighbour has. One that is left alone, because it stalled or sent wrong
+    /// bytes, does not count: the steward may well grant a lease for that very reason.
+    fn near(&self, ctx: &Ctx) -> Bitfield {
+        let mut near = self.have.clone();
+        for (peer, neighbour) in &self.neighbours {
+            let link = ctx.links.get(peer);
+            if link.is_none_or(|link| link.shunned_until <= ctx.now) {
+                near.union_with(&neighbour.have);
+            }
+        }
+        near
+    }
+
     fn advance_leases(&mut self, ctx: &mut Ctx, from_origin: bool) {
         let mut reports = Vec::new();
         for running in self.leases.values_mut() {
@@ -1029,7 +1070,8 @@ impl Mesh {
         }
     }
 
-    /// Chunks that nobody near has are the steward's to find.
+    /// Chunks that nobody near has are the steward's to find. What a neighbour has only waits for its
+    /// turn: it may be busy with other blobs.
     fn report_lost(&mut self, ctx: &mut Ctx) {
         self.lost_at = ctx.now + Duration::from_secs(1);
         let Some(steward) = self.joining.acting else {
@@ -1039,7 +1081,10 @@ impl Mesh {
             return;
         }
         let mut missing = Bitfield::full(self.have.len());
-        missing.subtract(&self.have);
+        missing.subtract(&self.near(ctx));
+        if missing.count() == 0 {
+            return;
+        }
         let chunks: Vec<u32> = missing.iter().take(LOST_MAX).collect();
         ctx.send(
             steward,
@@ -1123,6 +1168,13 @@ impl Mesh {
 
 /// The longest time that a request may go without progress, however slow the peers are.
 const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(15);
+
+/// A peer that talks but sends no chunk for so long counts as having none: longer than TCP takes to
+/// send a lost segment three times, at 0.2, 0.6 and 1.4 s (RFC 6298 doubles the time).
+const TALKING_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// And so does one that left so many requests unanswered in a row.
+const TALKING_STALLS: u32 = 2;
 
 /// What a peer says of its queue is believed up to here.
 const QUEUE_DELAY_MAX: Duration = Duration::from_secs(10);

@@ -166,6 +166,31 @@ fn a_silent_leaseholder_loses_its_lease_within_about_a_second() {
 }
 
 #[test]
+fn what_a_peer_is_slow_to_send_while_it_talks_is_not_read_again() {
+    let mut world = World::new(2);
+    world.chunk_time = SECOND * 3;
+    for node in 0..2 {
+        world.pull(node, blob(1), 24);
+    }
+    let done = |world: &World| world.all_have(blob(1));
+    assert!(world.run_until(SECOND * 60, done).is_some());
+    assert_eq!(world.read(blob(1)), 24);
+}
+
+#[test]
+fn what_a_talking_peer_never_sends_is_read_again_within_seconds() {
+    let mut world = World::new(2);
+    world.pull(0, blob(1), 8);
+    let first = |world: &World| world.has_all(0, blob(1));
+    assert!(world.run_until(SECOND * 5, first).is_some());
+    world.chunk_time = SECOND * 600;
+    world.pull(1, blob(1), 8);
+    let done = |world: &World| world.all_have(blob(1));
+    let took = world.run_until(SECOND * 60, done);
+    assert!(took.is_some_and(|took| took <= SECOND * 8), "{took:?}");
+}
+
+#[test]
 fn no_node_holds_more_leases_than_its_cap_while_others_have_none() {
     let config = Config {
         streams_start: 8,
