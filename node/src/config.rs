@@ -260,20 +260,6 @@ impl Sources {
         }
     }
 
-    fn label(
-        &self,
-        key: &'static str,
-        get: impl Fn(&RawConfig) -> Option<&String>,
-    ) -> Result<Option<String>, ConfigError> {
-        match self.find(key, get) {
-            Some((place, text)) if text.trim().is_empty() => Err(ConfigError::Value {
-                place,
-                problem: format!("the {key} has no name; give one, or leave the setting out"),
-            }),
-            found => Ok(found.map(|(_, text)| text.trim().to_owned())),
-        }
-    }
-
     fn resolve(&self, environment: Environment<'_>) -> Result<Config, ConfigError> {
         let cluster_key = self.path("cluster_key", |raw| raw.cluster_key.as_ref())?;
         let ticket = self.path("ticket", |raw| raw.ticket.as_ref())?;
@@ -311,8 +297,12 @@ impl Sources {
             join: join.into_iter().map(|host| host.0).collect(),
             cluster_key,
             ticket,
-            zone: self.label("zone", |raw| raw.zone.as_ref())?,
-            rack: self.label("rack", |raw| raw.rack.as_ref())?,
+            zone: self
+                .one::<Label>("zone", |raw| raw.zone.as_ref())?
+                .map(|label| label.0),
+            rack: self
+                .one::<Label>("rack", |raw| raw.rack.as_ref())?
+                .map(|label| label.0),
             origins: self.origins()?,
             quota: self.one("quota", |raw| raw.quota.as_ref())?,
             min_free: self
@@ -360,6 +350,9 @@ fn parse<T: FromStr<Err: fmt::Display>>(place: Place, text: &str) -> Result<T, C
     })
 }
 
+/// What an operator calls a zone or a rack.
+struct Label(String);
+
 struct Address(SocketAddr);
 struct HostPort(String);
 struct OriginUrl(Url);
@@ -393,6 +386,17 @@ impl FromStr for HostPort {
             Err(format!(
                 "`{text}` is not a node's address; write HOST:PORT, such as node-1.example:5004"
             ))
+        }
+    }
+}
+
+impl FromStr for Label {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.trim() {
+            "" => Err("the label is empty; give one, or leave the setting out"),
+            label => Ok(Self(label.to_owned())),
         }
     }
 }

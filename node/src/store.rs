@@ -48,9 +48,10 @@ use shoal_protocol::{
 };
 
 pub use self::{
-    blob::{Blob, BlobState},
+    blob::{Blob, BlobState, WRITE_BYTES},
     demand::{Demand, DemandEvent},
     error::StoreError,
+    layout::free_bytes,
     room::Usage,
     verify::Verdict,
 };

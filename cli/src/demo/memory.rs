@@ -10,6 +10,7 @@
 
 use std::{env, fs, fs::File, io::Write as _, time::Duration};
 
+use shoal_node::store::{WRITE_BYTES, free_bytes};
 use tokio::{
     task::{JoinHandle, spawn_blocking},
     time::sleep,
@@ -24,9 +25,6 @@ const AHEAD_BYTES: u64 = 16 * BLOCK_BYTES;
 /// How often it is handed over.
 const TICK: Duration = Duration::from_millis(20);
 
-/// Written at a time: as much as a store does.
-const WRITE_BYTES: usize = 64 << 10;
-
 /// Memory that nobody needs, in the page cache.
 pub(crate) struct Memory {
     /// It has no name.
@@ -39,7 +37,7 @@ impl Memory {
     /// three times as much room for temporary files, a third of it for the scratch file.
     pub(crate) async fn touch(bytes: u64) -> Option<Self> {
         let fits = meminfo("MemAvailable:").is_some_and(|available| available / 2 >= bytes)
-            && disk_available().is_some_and(|available| available / 3 >= bytes);
+            && free_bytes(&env::temp_dir()).is_ok_and(|available| available / 3 >= bytes);
         if !fits {
             return None;
         }
@@ -64,9 +62,11 @@ impl Memory {
             let mut left = self.bytes;
             while left > 0 {
                 let lacking = (free + AHEAD_BYTES).saturating_sub(meminfo("MemFree:").unwrap_or(0));
-                left = left.saturating_sub(lacking.next_multiple_of(BLOCK_BYTES));
-                if self.scratch.set_len(left).is_err() {
-                    return;
+                if lacking > 0 {
+                    left = left.saturating_sub(lacking.next_multiple_of(BLOCK_BYTES));
+                    if self.scratch.set_len(left).is_err() {
+                        return;
+                    }
                 }
                 sleep(TICK).await;
             }
@@ -89,12 +89,6 @@ fn meminfo(field: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix(field))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib << 10)
-}
-
-/// Bytes that temporary files may still take.
-fn disk_available() -> Option<u64> {
-    let stat = rustix::fs::statvfs(env::temp_dir()).ok()?;
-    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 #[cfg(test)]

@@ -43,7 +43,7 @@ pub(super) const OUTBOX_MESSAGES_MAX: usize = 4096;
 /// Bytes that may wait for one peer. Full member lists of 10,000 nodes take about 1 MiB.
 pub(super) const OUTBOX_BYTES_MAX: usize = 8 << 20;
 
-/// Chunks that may wait for one peer; the core serves at most 4 at once, of 12 that wait.
+/// Chunks that may wait for one peer; the core has at most 12 sent at once.
 pub(super) const OUTBOX_CHUNKS_MAX: usize = 16;
 
 /// How many bytes of waiting messages are written in one go.

@@ -37,7 +37,7 @@ const STRIPES: usize = 16;
 /// finds, and the largest are those that a virtual machine's host has yet to back: 2 GiB cost
 /// 0.16 CPU-s/GB in writes of 64 KiB, 0.43 in writes of 256 KiB, 1.40 in writes of 1 MiB. Where
 /// all memory is backed they cost the same.
-const WRITE_BYTES: usize = 64 << 10;
+pub const WRITE_BYTES: usize = 64 << 10;
 
 /// Whether a blob's digest has matched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

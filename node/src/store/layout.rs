@@ -112,10 +112,7 @@ impl Layout {
 
     /// Bytes that the file system still has for us.
     pub(super) fn free_bytes(&self) -> Result<u64, StoreError> {
-        let stat = rustix::fs::statvfs(&self.dir).map_err(|error| {
-            StoreError::at("ask for the free space of", &self.dir)(error.into())
-        })?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+        free_bytes(&self.dir).map_err(StoreError::at("ask for the free space of", &self.dir))
     }
 
     /// A blob's files in one of their homes.
@@ -269,4 +266,14 @@ pub(super) fn allocate(file: &File, size: u64) -> io::Result<()> {
         }
     }
     file.set_len(size)
+}
+
+/// Bytes that the file system of `dir` still has for whoever is not root.
+///
+/// # Errors
+///
+/// What the system says where the directory is not there or may not be looked at.
+pub fn free_bytes(dir: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(dir)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
