@@ -21,6 +21,7 @@ use shoal_protocol::{
     event::{Action, Event},
     limits::CONTROL_FRAME_BYTES_MAX,
     message::{BlobKind, Hint, LeaseId, Message, OriginFailure, TagAnswer, TagKey, TagRecord},
+    time::Time,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -195,7 +196,17 @@ pub(crate) struct Driver {
     evidence: BTreeMap<Digest, Vec<(u32, Attestation)>>,
     bans: Vec<BanStats>,
     members_down: u64,
+    /// What the exchange waits for is due then, by its own time.
+    due: Time,
+    /// For how long this process was held up in all.
+    held_up: Duration,
 }
+
+/// A timer that fires so late was held up.
+const HELD_UP_MIN: Duration = Duration::from_millis(50);
+
+/// One that fires later than this was asleep.
+const HELD_UP_MAX: Duration = Duration::from_secs(3);
 
 impl Driver {
     pub(crate) fn new(parts: Arc<Parts>, core: Core) -> Self {
@@ -210,6 +221,8 @@ impl Driver {
             evidence: BTreeMap::new(),
             bans: Vec::new(),
             members_down: 0,
+            due: Time::NEVER,
+            held_up: Duration::ZERO,
         }
     }
 
@@ -226,7 +239,8 @@ impl Driver {
         }
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         loop {
-            let wake = self.parts.clock.instant_of(self.core.deadline());
+            self.due = self.core.deadline();
+            let wake = self.parts.clock.instant_of(self.due + self.held_up);
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 Some(fact) = facts.recv() => self.fact(fact),
@@ -242,8 +256,8 @@ impl Driver {
     fn event(&mut self, event: Event) {
         let mut actions = std::mem::take(&mut self.actions);
         tracing::trace!("event: {event:?}");
-        self.core
-            .handle(self.parts.clock.now(), event, &mut actions);
+        let now = self.now();
+        self.core.handle(now, event, &mut actions);
         for action in actions.drain(..) {
             tracing::trace!("action: {action:?}");
             self.act(action);
@@ -253,6 +267,19 @@ impl Driver {
         if let Err(broken) = self.core.check() {
             tracing::error!("{broken}");
         }
+    }
+
+    /// The time of the exchange. It stands still while this process is held up, by a busy machine
+    /// or one that is paused: the answers that are late by then wait in its own sockets, and whoever
+    /// took their senders for dead would have the origin read twice. A machine that sleeps for long
+    /// is another matter; the exchange notices the jump.
+    fn now(&mut self) -> Time {
+        let clock = self.parts.clock;
+        let late = clock.now().since(self.due + self.held_up);
+        if (HELD_UP_MIN..HELD_UP_MAX).contains(&late) {
+            self.held_up += late;
+        }
+        Time::ZERO + clock.now().since(Time::ZERO + self.held_up)
     }
 
     // --- facts ---
