@@ -199,6 +199,31 @@ fn a_killed_steward_of_a_layer_costs_the_others_three_seconds_at_most() {
     strike(|midway| midway.stewards);
 }
 
+/// A machine that runs all nodes and stops for a moment, or has no time for them: none of them is to
+/// blame another for it.
+#[test]
+fn a_pause_of_all_nodes_has_nothing_read_twice() {
+    let _machine = machine();
+    let image = &image();
+    let stage = Stage::new(image);
+    let nodes = &stage.swarm.nodes;
+    let results = thread::scope(|scope| {
+        let pulls = scope.spawn(|| stage.swarm.pull_everywhere(image));
+        for _ in 0..4 {
+            thread::sleep(Duration::from_millis(150));
+            nodes.iter().for_each(Node::freeze);
+            thread::sleep(Duration::from_millis(900));
+            nodes.iter().for_each(Node::thaw);
+        }
+        pulls.join().expect("clients do not panic")
+    });
+    let took = slowest(results);
+    let copies = stage.registry.copies(image);
+    println!("{took:.2?}, {copies:.3} copies");
+    assert_eq!(stage.registry.manifest_gets(), 1);
+    assert!(copies <= 1.02, "the registry wrote {copies:.3} copies");
+}
+
 #[test]
 fn chunks_damaged_in_transit_reach_no_client() {
     let _machine = machine();
