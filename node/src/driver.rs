@@ -205,7 +205,7 @@ pub(crate) struct Driver {
 /// A timer that fires so late was held up.
 const HELD_UP_MIN: Duration = Duration::from_millis(50);
 
-/// One that fires later than this was asleep.
+/// One that fires later than this was asleep, as the exchange sees it (`Config::asleep_after`).
 const HELD_UP_MAX: Duration = Duration::from_secs(3);
 
 impl Driver {
@@ -274,12 +274,12 @@ impl Driver {
     /// took their senders for dead would have the origin read twice. A machine that sleeps for long
     /// is another matter; the exchange notices the jump.
     fn now(&mut self) -> Time {
-        let clock = self.parts.clock;
-        let late = clock.now().since(self.due + self.held_up);
+        let now = self.parts.clock.now();
+        let late = now.since(self.due + self.held_up);
         if (HELD_UP_MIN..HELD_UP_MAX).contains(&late) {
             self.held_up += late;
         }
-        Time::ZERO + clock.now().since(Time::ZERO + self.held_up)
+        Time::ZERO + now.since(Time::ZERO + self.held_up)
     }
 
     // --- facts ---

@@ -1049,8 +1049,7 @@ impl Core {
         link.strikes += 1;
         if link.strikes >= max {
             link.strikes = 0;
-            link.shunned_until = now + penalty;
-            ctx.avoid(from, now + penalty);
+            ctx.shun(from, now + penalty);
             let note = format!(
                 "{from:?} sent wrong bytes {max} times; not asked again for {} s",
                 penalty.as_secs()

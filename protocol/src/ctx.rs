@@ -165,6 +165,28 @@ impl Ctx {
         self.retry_at = self.retry_at.min(until);
     }
 
+    /// A peer is not asked before that time, and counts as having nothing until then.
+    pub(crate) fn shun(&mut self, peer: Peer, until: Time) {
+        self.link(peer).shunned_until = until;
+        self.avoid(peer, until);
+    }
+
+    /// A peer left a request unanswered: it is left alone for a while, each time for longer.
+    pub(crate) fn stalled(&mut self, peer: Peer, stuck: bool) {
+        let (now, penalty) = (self.now, self.config.stall_penalty);
+        let link = self.link(peer);
+        if !link.is_usable(now) {
+            return;
+        }
+        let until = now + penalty * (1 << link.stalls.min(4));
+        link.stalls += 1;
+        if stuck {
+            self.shun(peer, until);
+        } else {
+            self.avoid(peer, until);
+        }
+    }
+
     /// Looks up when the next peer that is left alone may be asked again, once one has become so.
     pub(crate) fn retry(&mut self) {
         if self.retry_at <= self.now {

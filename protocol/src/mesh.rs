@@ -686,35 +686,22 @@ impl Mesh {
         if self.late_at > ctx.now {
             return;
         }
-        let late: Vec<(u32, Peer)> = self
+        let late: Vec<(u32, Flight)> = self
             .flights
             .iter()
             .flat_map(|(chunk, flights)| flights.iter().map(|flight| (*chunk, *flight)))
             .filter(|(_, flight)| flight.deadline <= ctx.now)
-            .map(|(chunk, flight)| (chunk, flight.peer))
             .collect();
-        for (chunk, peer) in late {
-            let Some(flight) = self.flight(peer, chunk).copied() else {
-                continue;
-            };
+        for (chunk, flight) in late {
             match self.wait(ctx, chunk, flight) {
                 Wait::Until(deadline) => {
-                    if let Some(flight) = self.flight(peer, chunk) {
+                    if let Some(flight) = self.flight(flight.peer, chunk) {
                         flight.deadline = deadline;
                     }
                 }
                 Wait::Elsewhere { stuck } => {
-                    self.drop_flight(ctx, chunk, peer, true);
-                    let (now, penalty) = (ctx.now, ctx.config.stall_penalty);
-                    let link = ctx.link(peer);
-                    if link.is_usable(now) {
-                        let until = now + penalty * (1 << link.stalls.min(4));
-                        if stuck {
-                            link.shunned_until = until;
-                        }
-                        link.stalls += 1;
-                        ctx.avoid(peer, until);
-                    }
+                    self.drop_flight(ctx, chunk, flight.peer, true);
+                    ctx.stalled(flight.peer, stuck);
                 }
             }
         }
