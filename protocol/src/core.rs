@@ -112,6 +112,7 @@ impl Core {
                 retry_at: Time::NEVER,
                 hungry_at: Time::NEVER,
                 was_hungry: false,
+                have_at: Time::NEVER,
                 supply: 0,
                 acquaintances: std::collections::VecDeque::new(),
                 outstanding: 0,
@@ -147,7 +148,8 @@ impl Core {
             .deadline()
             .min(self.announce_at)
             .min(self.announce_again_at)
-            .min(self.tags.deadline());
+            .min(self.tags.deadline())
+            .min(self.ctx.have_at);
         for mesh in self.meshes.values() {
             at = at.min(mesh.deadline(&self.ctx));
         }
@@ -260,8 +262,11 @@ impl Core {
             }
         }
         ctx.retry();
+        if ctx.have_at <= ctx.now {
+            self.announce_chunks();
+        }
         // Each of them once: what is due again at once is due with the next call.
-        let now = ctx.now;
+        let now = self.ctx.now;
         let due: Vec<Digest> = self
             .steward_timers
             .iter()
@@ -577,15 +582,13 @@ impl Core {
                     mesh.forget(ctx, from);
                 }
             }
-            Message::Have {
-                blob,
-                chunks,
-                queue_ms,
-            } => {
+            Message::Have { chunks, queue_ms } => {
                 let queue = Duration::from_millis(u64::from(queue_ms.min(10_000)));
                 ctx.link(from).busy_until = ctx.now + queue;
-                if let Some(mesh) = self.meshes.get_mut(&blob) {
-                    mesh.neighbour_has(from, &chunks);
+                for (blob, chunks) in chunks {
+                    if let Some(mesh) = self.meshes.get_mut(&blob) {
+                        mesh.neighbour_has(from, &chunks);
+                    }
                 }
             }
             Message::Request { blob, index } => {
@@ -892,20 +895,24 @@ impl Core {
         }
     }
 
+    /// Tells every neighbour which chunks came in that it lacks: one message for all blobs, since
+    /// layers are pulled side by side.
+    fn announce_chunks(&mut self) {
+        let ctx = &mut self.ctx;
+        ctx.have_at = Time::NEVER;
+        let mut news = BTreeMap::new();
+        for mesh in self.meshes.values_mut() {
+            mesh.tell_news(&mut news);
+        }
+        let queue_ms = self.uploads.delay(ctx).as_millis() as u32;
+        for (peer, chunks) in news {
+            ctx.send(peer, Message::Have { chunks, queue_ms });
+        }
+    }
+
     /// Makes requests until enough are outstanding, a blob at a time in turn.
     fn fill(&mut self) {
         let ctx = &mut self.ctx;
-        // The queue's delay goes out with every announcement of chunks.
-        let queue = self.uploads.delay(ctx).as_millis() as u32;
-        for action in &mut ctx.actions {
-            if let Action::Send {
-                message: Message::Have { queue_ms, .. },
-                ..
-            } = action
-            {
-                *queue_ms = queue;
-            }
-        }
         // What is read from the origin comes in over the same link. The origin is the scarcest
         // source, so its streams are not crowded out by requests to peers.
         let mut reading = 0;

@@ -40,6 +40,8 @@ pub(crate) struct Ctx {
     /// While little is requested: when the pipes between racks and zones are no longer spared.
     pub(crate) hungry_at: Time,
     pub(crate) was_hungry: bool,
+    /// When the neighbours are to hear which chunks came in.
+    pub(crate) have_at: Time,
     /// Counts what may let a request be made that could not be made before, whatever the blob.
     pub(crate) supply: u64,
     /// Peers that were neighbours in some blob's mesh lately, the oldest first.

@@ -109,7 +109,6 @@ pub(crate) struct Mesh {
     offered: BTreeMap<Peer, Time>,
     /// Chunks that the neighbours have not been told of.
     fresh: Vec<u32>,
-    have_at: Time,
     /// Counts what may let a chunk be requested that could not be before, and how it stood, with
     /// [`Ctx::supply`], when there was last nothing to request: most events change neither.
     supply: u64,
@@ -182,7 +181,6 @@ impl Mesh {
             began: ctx.now,
             offered: BTreeMap::new(),
             fresh: Vec::new(),
-            have_at: Time::NEVER,
             supply: 0,
             exhausted_at: None,
             progress_at: ctx.now,
@@ -208,6 +206,21 @@ impl Mesh {
         Geometry::new(self.kind, self.size.unwrap_or_default()).chunk_bytes
     }
 
+    /// The chunks that this node lacks and has neither requested nor leased.
+    pub(crate) fn open(&self) -> Bitfield {
+        let mut open = Bitfield::full(self.have.len());
+        open.subtract(&self.have);
+        for chunk in self.flights.keys() {
+            open.remove(*chunk);
+        }
+        for running in self.leases.values() {
+            for chunk in running.next..running.lease.end {
+                open.remove(chunk);
+            }
+        }
+        open
+    }
+
     /// Whether this mesh may ask peers for chunks.
     fn takes_from_peers(&self) -> bool {
         self.phase == Phase::Pulling && !self.have.is_full()
@@ -215,7 +228,7 @@ impl Mesh {
 
     /// When [`tick`](Self::tick) next has something to do.
     pub(crate) fn deadline(&self, ctx: &Ctx) -> Time {
-        let mut at = self.have_at;
+        let mut at = Time::NEVER;
         if let Phase::Suspect { since, .. } = self.phase {
             at = at.min(since + AUDIT_PATIENCE);
         }
@@ -241,9 +254,6 @@ impl Mesh {
     }
 
     pub(crate) fn tick(&mut self, ctx: &mut Ctx) {
-        if self.have_at <= ctx.now {
-            self.announce_fresh(ctx);
-        }
         if self.endgame_at <= ctx.now {
             // The requests that follow every event look at it again.
             self.endgame_at = Time::NEVER;
@@ -467,25 +477,17 @@ impl Mesh {
         }
     }
 
-    fn announce_fresh(&mut self, ctx: &mut Ctx) {
-        self.have_at = Time::NEVER;
+    /// Adds what came in since the last time, and a neighbour lacks, to what that one is to hear.
+    pub(crate) fn tell_news(&mut self, news: &mut BTreeMap<Peer, Vec<(Digest, Vec<u32>)>>) {
         let fresh = std::mem::take(&mut self.fresh);
+        if fresh.is_empty() {
+            return;
+        }
         for (peer, neighbour) in &self.neighbours {
-            let chunks: Vec<u32> = fresh
-                .iter()
-                .copied()
-                .filter(|chunk| !neighbour.have.contains(*chunk))
-                .collect();
+            let lacks = |chunk: &u32| !neighbour.have.contains(*chunk);
+            let chunks: Vec<u32> = fresh.iter().copied().filter(lacks).collect();
             if !chunks.is_empty() {
-                // The queue's delay is filled in by the core, which knows it.
-                ctx.send(
-                    *peer,
-                    Message::Have {
-                        blob: self.blob,
-                        chunks,
-                        queue_ms: 0,
-                    },
-                );
+                news.entry(*peer).or_default().push((self.blob, chunks));
             }
         }
     }
@@ -666,10 +668,12 @@ impl Mesh {
         if flights.is_empty() {
             self.flights.remove(&chunk);
         }
-        self.supply += 1;
-        ctx.supply += 1;
+        self.supply += u64::from(!self.have.contains(chunk));
+        let per_peer = ctx.config.outstanding_per_peer;
         let link = ctx.link(peer);
+        let was_full = link.outstanding >= per_peer;
         link.outstanding = link.outstanding.saturating_sub(1);
+        ctx.supply += u64::from(was_full);
         ctx.outstanding = ctx.outstanding.saturating_sub(1);
         let blob = self.blob;
         ctx.act(Action::Unexpect {
@@ -754,6 +758,7 @@ impl Mesh {
 
     /// A chunk is stored. `from` is `None` where this node read it from the origin.
     pub(crate) fn stored(&mut self, ctx: &mut Ctx, from: Option<Peer>, chunk: u32) {
+        let is_new = self.have.insert(chunk);
         for flight in self.flights.get(&chunk).cloned().unwrap_or_default() {
             let delivered = from == Some(flight.peer);
             if delivered {
@@ -768,19 +773,22 @@ impl Mesh {
             let cancel = !delivered && !ctx.config.makes(Mutation::NoEndgameCancel);
             self.drop_flight(ctx, chunk, flight.peer, cancel);
         }
-        if !self.have.insert(chunk) {
+        if !is_new {
             return;
         }
         self.progress_at = ctx.now;
         self.lost_at = ctx.now + LOST_AFTER;
         self.fallback_at = ctx.now + ctx.config.fallback_after;
         self.fresh.push(chunk);
-        self.have_at = self.have_at.min(ctx.now + ctx.config.have_interval);
         self.advance_leases(ctx, from.is_none());
         // What the neighbours wait for is not delayed when it is the last.
-        if self.have.is_full() {
-            self.announce_fresh(ctx);
-        }
+        let last = self.have.is_full();
+        let delay = if last {
+            Duration::ZERO
+        } else {
+            ctx.config.have_interval
+        };
+        ctx.have_at = ctx.have_at.min(ctx.now + delay);
     }
 
     /// Chunks were dropped from the store.

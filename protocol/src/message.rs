@@ -290,10 +290,8 @@ pub enum Message<P = Peer> {
     },
     /// Chunks that the sender got since it last said so.
     Have {
-        /// The blob.
-        blob: Digest,
-        /// The chunks.
-        chunks: Vec<u32>,
+        /// The chunks of each blob.
+        chunks: Vec<(Digest, Vec<u32>)>,
         /// How long a request would wait in the sender's upload queue, in milliseconds.
         queue_ms: u32,
     },
@@ -510,15 +508,7 @@ impl<P> Message<P> {
                 answer,
             },
             Self::Part { blob } => Message::Part { blob },
-            Self::Have {
-                blob,
-                chunks,
-                queue_ms,
-            } => Message::Have {
-                blob,
-                chunks,
-                queue_ms,
-            },
+            Self::Have { chunks, queue_ms } => Message::Have { chunks, queue_ms },
             Self::Request { blob, index } => Message::Request { blob, index },
             Self::Queued {
                 blob,

@@ -2,36 +2,49 @@
 //! ahead of the readers, and first of all what a reader waits for.
 
 use rand::RngExt as _;
+use smallvec::SmallVec;
 
 use crate::{
     chunk::Bitfield,
     ctx::Ctx,
     directory::{Distance, Peer},
-    mesh::{Imports, Mesh},
+    mesh::{Imports, Mesh, Neighbour},
     mutation::Mutation,
+    time::Duration,
 };
+
+/// A neighbour that may be asked for a chunk, and how soon it would send one.
+struct Source<'a> {
+    peer: Peer,
+    neighbour: &'a Neighbour,
+    busy: bool,
+    /// Chunks requested from it, and when one more would be here.
+    expected: (usize, Duration),
+}
 
 /// The next request to make for this blob, if there is one to be made.
 pub(crate) fn next(mesh: &Mesh, ctx: &mut Ctx) -> Option<(u32, Peer)> {
-    let usable = usable_neighbours(mesh, ctx);
+    let open = mesh.open();
+    let mut sources = sources(mesh, ctx, |have| have.intersects(&open));
     // A rare chunk is of no use while it waits in the queue of the only node that has it: first
     // what can be sent at once. Otherwise everyone waits for the few that read from the origin,
     // and the uplinks of all others idle [sim: 1.66 times the bound instead of 1.49].
-    let idle: Vec<Peer> = usable
-        .iter()
-        .copied()
-        .filter(|peer| {
-            ctx.links
-                .get(peer)
-                .is_none_or(|link| !link.is_busy(ctx.now))
-        })
-        .collect();
-    among(mesh, ctx, &idle).or_else(|| among(mesh, ctx, &usable))
+    sources.sort_by_key(|source| source.busy);
+    let idle = sources.partition_point(|source| !source.busy);
+    among(mesh, ctx, &open, &sources[..idle]).or_else(|| {
+        let all = &sources[..];
+        (idle < all.len()).then(|| among(mesh, ctx, &open, all))?
+    })
 }
 
-/// The next request to one of these.
-fn among(mesh: &Mesh, ctx: &mut Ctx, usable: &[Peer]) -> Option<(u32, Peer)> {
-    if usable.is_empty() {
+/// The next request to one of these, for a chunk that is `open`.
+fn among(
+    mesh: &Mesh,
+    ctx: &mut Ctx,
+    open: &Bitfield,
+    sources: &[Source<'_>],
+) -> Option<(u32, Peer)> {
+    if sources.is_empty() {
         return None;
     }
     let mut candidates = Bitfield::new(mesh.have.len());
@@ -40,8 +53,7 @@ fn among(mesh: &Mesh, ctx: &mut Ctx, usable: &[Peer]) -> Option<(u32, Peer)> {
         Some(_) => [candidates.clone(), candidates.clone()],
         None => [Bitfield::new(0), Bitfield::new(0)],
     };
-    for peer in usable {
-        let neighbour = &mesh.neighbours[peer];
+    for Source { neighbour, .. } in sources {
         match neighbour.distance {
             Distance::Rack if imports.is_some() => from_zone.union_with(&neighbour.have),
             Distance::Zone if imports.is_some() => from_afar.union_with(&neighbour.have),
@@ -58,57 +70,54 @@ fn among(mesh: &Mesh, ctx: &mut Ctx, usable: &[Peer]) -> Option<(u32, Peer)> {
         from_zone.union_with(&from_afar);
         awaited = from_zone.clone();
         awaited.subtract(&candidates);
-        awaited.subtract(&mesh.have);
         candidates.union_with(&from_zone);
     }
-    candidates.subtract(&mesh.have);
-    for chunk in mesh.flights.keys() {
-        candidates.remove(*chunk);
-    }
-    for running in mesh.leases.values() {
-        for chunk in running.next..running.lease.end {
-            candidates.remove(chunk);
-        }
-    }
-    awaited.intersect_with(&candidates);
+    candidates.intersect_with(open);
+    awaited.intersect_with(open);
     let chunk = head_of_a_reader(mesh, &candidates)
         .or_else(|| awaited.next_set(0))
         .or_else(|| rarest(mesh, ctx, &candidates))?;
-    let mut sources = usable.to_vec();
-    sources.retain(|peer| may_cross(mesh, imports, chunk, *peer));
-    let peer = source(mesh, ctx, chunk, &sources)?;
+    let peer = soonest(ctx, imports, chunk, sources)?;
     Some((chunk, peer))
 }
 
 /// Another source for a chunk that is already requested elsewhere.
 pub(crate) fn second_source(mesh: &Mesh, ctx: &mut Ctx, chunk: u32, first: Peer) -> Option<Peer> {
-    let mut usable = usable_neighbours(mesh, ctx);
-    let imports = mesh.imports.as_ref();
-    usable.retain(|peer| *peer != first && may_cross(mesh, imports, chunk, *peer));
-    source(mesh, ctx, chunk, &usable)
+    let mut sources = sources(mesh, ctx, |have| have.contains(chunk));
+    sources.retain(|source| source.peer != first);
+    soonest(ctx, mesh.imports.as_ref(), chunk, &sources)
 }
 
-/// Whether a chunk may be fetched from a neighbour, given what this node is to bring in from afar.
-fn may_cross(mesh: &Mesh, imports: Option<&Imports>, chunk: u32, peer: Peer) -> bool {
-    match (imports, mesh.neighbours[&peer].distance) {
+/// Whether a chunk may be fetched from so far, given what this node is to bring in from afar.
+fn may_cross(imports: Option<&Imports>, chunk: u32, distance: Distance) -> bool {
+    match (imports, distance) {
         (None, _) | (_, Distance::Near) => true,
         (Some(imports), Distance::Rack) => imports.rack.contains(chunk),
         (Some(imports), Distance::Zone) => imports.zone.contains(chunk),
     }
 }
 
-fn usable_neighbours(mesh: &Mesh, ctx: &Ctx) -> Vec<Peer> {
+/// The neighbours that may be asked now, of those with chunks that are of use.
+fn sources<'a>(
+    mesh: &'a Mesh,
+    ctx: &Ctx,
+    is_of_use: impl Fn(&Bitfield) -> bool,
+) -> SmallVec<[Source<'a>; 20]> {
     // With few neighbours each of them has to carry more than its usual share.
     let target = ctx.outstanding_target(mesh.chunk_bytes());
     let share = target.div_ceil(mesh.neighbours.len().max(1));
     let per_peer = ctx.config.outstanding_per_peer.max(share);
     mesh.neighbours
-        .keys()
-        .copied()
-        .filter(|peer| {
-            ctx.links
-                .get(peer)
-                .is_none_or(|link| link.is_usable(ctx.now) && link.outstanding < per_peer)
+        .iter()
+        .filter(|(_, neighbour)| is_of_use(&neighbour.have))
+        .filter_map(|(peer, neighbour)| {
+            let link = ctx.links.get(peer).copied().unwrap_or_default();
+            (link.is_usable(ctx.now) && link.outstanding < per_peer).then(|| Source {
+                peer: *peer,
+                neighbour,
+                busy: link.is_busy(ctx.now),
+                expected: (link.outstanding, link.expected(ctx.now)),
+            })
         })
         .collect()
 }
@@ -171,24 +180,23 @@ fn window(mesh: &Mesh, ctx: &Ctx) -> std::ops::Range<u32> {
             .min(mesh.have.len())
 }
 
-/// Of those that have the chunk, the one that should deliver it first; ties at random.
-fn source(mesh: &Mesh, ctx: &mut Ctx, chunk: u32, usable: &[Peer]) -> Option<Peer> {
-    let mut best = None;
-    for peer in usable {
-        if !mesh.neighbours[peer].have.contains(chunk) {
-            continue;
-        }
-        let expected = ctx
-            .links
-            .get(peer)
-            .map_or((0, crate::time::Duration::ZERO), |link| {
-                (link.outstanding, link.expected(ctx.now))
-            });
-        let distance = mesh.neighbours[peer].distance;
-        let rank = (distance, expected, ctx.rng.random::<u32>());
-        if best.is_none_or(|(other, _)| rank < other) {
-            best = Some((rank, *peer));
-        }
-    }
-    best.map(|(_, peer)| peer)
+/// Of those that have the chunk and may send it so far, the one that should deliver it first; the
+/// nearest before all others, ties at random.
+fn soonest(
+    ctx: &mut Ctx,
+    imports: Option<&Imports>,
+    chunk: u32,
+    sources: &[Source<'_>],
+) -> Option<Peer> {
+    sources
+        .iter()
+        .filter(|source| {
+            let neighbour = source.neighbour;
+            neighbour.have.contains(chunk) && may_cross(imports, chunk, neighbour.distance)
+        })
+        .min_by_key(|source| {
+            let tie = ctx.rng.random::<u32>();
+            (source.neighbour.distance, source.expected, tie)
+        })
+        .map(|source| source.peer)
 }

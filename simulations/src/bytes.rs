@@ -116,8 +116,10 @@ pub(crate) fn on_the_wire(message: &Message) -> u64 {
         Message::Have {
             chunks: have,
             queue_ms,
-            ..
-        } => DIGEST + chunks(have) + int((*queue_ms).into()),
+        } => {
+            let blobs = have.iter().map(|(_, have)| DIGEST + chunks(have));
+            1 + blobs.sum::<u64>() + int((*queue_ms).into())
+        }
         Message::Request { index, .. }
         | Message::Missing { index, .. }
         | Message::Cancel { index, .. }
@@ -181,8 +183,7 @@ mod tests {
         let messages = [
             Message::Request { blob, index: 1234 },
             Message::Have {
-                blob,
-                chunks: vec![1, 300, 2000],
+                chunks: vec![(blob, vec![1, 300, 2000]), (blob, vec![7])],
                 queue_ms: 5,
             },
             Message::Grant {
