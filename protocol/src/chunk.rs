@@ -195,7 +195,9 @@ impl Bitfield {
 
     /// Whether some chunk is in both sets.
     pub fn intersects(&self, other: &Self) -> bool {
-        self.words.iter().zip(&other.words).any(|(a, b)| a & b != 0)
+        let mut words = self.words.iter().zip(&other.words);
+        // What is empty here need not be looked up there.
+        words.any(|(a, b)| *a != 0 && a & b != 0)
     }
 
     /// The first index at or after `from` that is in the set.

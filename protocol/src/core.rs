@@ -108,7 +108,7 @@ impl Core {
                 view_changed: Time::ZERO,
                 woke_at: Time::ZERO,
                 banned: BTreeSet::new(),
-                links: BTreeMap::new(),
+                links: rustc_hash::FxHashMap::default(),
                 retry_at: Time::NEVER,
                 hungry_at: Time::NEVER,
                 was_hungry: false,

@@ -1,8 +1,9 @@
 //! What the machines of one node share: the time, the view of the cluster, and the way out.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 use rand::{RngExt as _, rngs::Xoshiro256PlusPlus};
+use rustc_hash::FxHashMap;
 
 use crate::{
     config::Config,
@@ -34,7 +35,7 @@ pub(crate) struct Ctx {
     /// When this node last woke from a sleep.
     pub(crate) woke_at: Time,
     pub(crate) banned: BTreeSet<Peer>,
-    pub(crate) links: BTreeMap<Peer, Link>,
+    pub(crate) links: FxHashMap<Peer, Link>,
     /// When a peer that is left alone may be asked again, or earlier.
     pub(crate) retry_at: Time,
     /// While little is requested: when the pipes between racks and zones are no longer spared.

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use rustc_hash::FxHashMap;
+
 use crate::{
     config::Config, digest::Digest, directory::Peer, limits::CHUNK_BYTES_MIN, link::Link,
     mesh::Mesh, steward::Steward,
@@ -20,7 +22,7 @@ pub struct Broken {
 pub(crate) struct View<'a> {
     pub(crate) config: &'a Config,
     pub(crate) outstanding: usize,
-    pub(crate) links: &'a BTreeMap<Peer, Link>,
+    pub(crate) links: &'a FxHashMap<Peer, Link>,
     pub(crate) uploads_queued: usize,
     pub(crate) meshes: &'a BTreeMap<Digest, Mesh>,
     pub(crate) stewards: &'a BTreeMap<Digest, Steward>,
@@ -61,13 +63,14 @@ pub(crate) fn check(view: View<'_>) -> Result<(), Broken> {
             4,
             || format!("{} neighbours", mesh.neighbours.len()),
         )?;
-        for (chunk, count) in mesh.availability.iter().enumerate() {
+        for chunk in 0..mesh.have.len() {
+            let count = mesh.availability.copies(chunk);
             let real = mesh
                 .neighbours
                 .values()
-                .filter(|neighbour| neighbour.have.contains(chunk as u32))
+                .filter(|neighbour| neighbour.have.contains(chunk))
                 .count();
-            ensure(usize::from(*count) == real, 6, || {
+            ensure(usize::from(count) == real, 6, || {
                 format!("chunk {chunk} counted {count} times, held by {real} neighbours")
             })?;
         }

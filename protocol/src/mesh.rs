@@ -24,6 +24,45 @@ pub(crate) struct Neighbour {
     pub(crate) distance: Distance,
 }
 
+/// For each chunk, how many neighbours have it.
+#[derive(Default)]
+pub(crate) struct Availability {
+    copies: Vec<u16>,
+    /// The chunks that at least one has.
+    any: Bitfield,
+}
+
+impl Availability {
+    fn new(chunks: u32) -> Self {
+        let mut availability = Self::default();
+        availability.grow(chunks);
+        availability
+    }
+
+    fn grow(&mut self, chunks: u32) {
+        self.copies.resize(chunks as usize, 0);
+        self.any.grow(chunks);
+    }
+
+    fn add(&mut self, chunk: u32) {
+        self.copies[chunk as usize] += 1;
+        self.any.insert(chunk);
+    }
+
+    fn remove(&mut self, chunk: u32) {
+        let copies = &mut self.copies[chunk as usize];
+        *copies -= 1;
+        if *copies == 0 {
+            self.any.remove(chunk);
+        }
+    }
+
+    /// How many neighbours have a chunk.
+    pub(crate) fn copies(&self, chunk: u32) -> u16 {
+        self.copies[chunk as usize]
+    }
+}
+
 /// The chunks that this node is to bring into its rack, and into its zone.
 pub(crate) struct Imports {
     /// [`View::surroundings`](crate::view::View::surroundings), as this was reckoned.
@@ -92,8 +131,7 @@ pub(crate) struct Mesh {
     pub(crate) neighbours: BTreeMap<Peer, Neighbour>,
     /// Nothing where nobody said where nodes stand.
     pub(crate) imports: Option<Imports>,
-    /// For each chunk, how many neighbours have it.
-    pub(crate) availability: Vec<u16>,
+    pub(crate) availability: Availability,
     pub(crate) flights: BTreeMap<u32, SmallVec<[Flight; 2]>>,
     /// No request is late before this time.
     late_at: Time,
@@ -170,7 +208,7 @@ impl Mesh {
             hints: Vec::new(),
             neighbours: BTreeMap::new(),
             imports: None,
-            availability: vec![0; chunks as usize],
+            availability: Availability::new(chunks),
             flights: BTreeMap::new(),
             late_at: Time::NEVER,
             leases: BTreeMap::new(),
@@ -206,9 +244,9 @@ impl Mesh {
         Geometry::new(self.kind, self.size.unwrap_or_default()).chunk_bytes
     }
 
-    /// The chunks that this node lacks and has neither requested nor leased.
+    /// The chunks that a neighbour has and this node lacks, has not requested and not leased.
     pub(crate) fn open(&self) -> Bitfield {
-        let mut open = Bitfield::full(self.have.len());
+        let mut open = self.availability.any.clone();
         open.subtract(&self.have);
         for chunk in self.flights.keys() {
             open.remove(*chunk);
@@ -405,7 +443,7 @@ impl Mesh {
         let finished = bits.is_full() && self.phase == Phase::Complete;
         if !finished {
             for chunk in bits.iter() {
-                self.availability[chunk as usize] += 1;
+                self.availability.add(chunk);
             }
             let distance = ctx.view.distance(from);
             let neighbour = Neighbour {
@@ -424,7 +462,7 @@ impl Mesh {
     pub(crate) fn remove_neighbour(&mut self, peer: Peer) {
         if let Some(neighbour) = self.neighbours.remove(&peer) {
             for chunk in neighbour.have.iter() {
-                self.availability[chunk as usize] -= 1;
+                self.availability.remove(chunk);
             }
         }
     }
@@ -454,7 +492,7 @@ impl Mesh {
         };
         for chunk in chunks {
             if neighbour.have.insert(*chunk) {
-                self.availability[*chunk as usize] += 1;
+                self.availability.add(*chunk);
                 self.supply += u64::from(!self.have.contains(*chunk));
             }
         }
@@ -502,7 +540,7 @@ impl Mesh {
         self.size = Some(size);
         let chunks = Geometry::new(self.kind, size).chunks();
         self.have.grow(chunks);
-        self.availability.resize(chunks as usize, 0);
+        self.availability.grow(chunks);
         for neighbour in self.neighbours.values_mut() {
             neighbour.have.grow(chunks);
         }
@@ -644,7 +682,7 @@ impl Mesh {
         if let Some(neighbour) = self.neighbours.get_mut(&from)
             && neighbour.have.remove(chunk)
         {
-            self.availability[chunk as usize] -= 1;
+            self.availability.remove(chunk);
         }
         self.drop_flight(ctx, chunk, from, false);
     }

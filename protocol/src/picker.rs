@@ -8,6 +8,7 @@ use crate::{
     chunk::Bitfield,
     ctx::Ctx,
     directory::{Distance, Peer},
+    link::Link,
     mesh::{Imports, Mesh, Neighbour},
     mutation::Mutation,
     time::Duration,
@@ -25,6 +26,9 @@ struct Source<'a> {
 /// The next request to make for this blob, if there is one to be made.
 pub(crate) fn next(mesh: &Mesh, ctx: &mut Ctx) -> Option<(u32, Peer)> {
     let open = mesh.open();
+    if open.count() == 0 {
+        return None;
+    }
     let mut sources = sources(mesh, ctx, |have| have.intersects(&open));
     // A rare chunk is of no use while it waits in the queue of the only node that has it: first
     // what can be sent at once. Otherwise everyone waits for the few that read from the origin,
@@ -107,11 +111,12 @@ fn sources<'a>(
     let target = ctx.outstanding_target(mesh.chunk_bytes());
     let share = target.div_ceil(mesh.neighbours.len().max(1));
     let per_peer = ctx.config.outstanding_per_peer.max(share);
+    let new = Link::default();
     mesh.neighbours
         .iter()
         .filter(|(_, neighbour)| is_of_use(&neighbour.have))
         .filter_map(|(peer, neighbour)| {
-            let link = ctx.links.get(peer).copied().unwrap_or_default();
+            let link = ctx.links.get(peer).unwrap_or(&new);
             (link.is_usable(ctx.now) && link.outstanding < per_peer).then(|| Source {
                 peer: *peer,
                 neighbour,
@@ -151,7 +156,7 @@ fn rarest(mesh: &Mesh, ctx: &mut Ctx, candidates: &Bitfield) -> Option<u32> {
         else {
             break;
         };
-        let copies = mesh.availability[chunk as usize];
+        let copies = mesh.availability.copies(chunk);
         if best.is_none_or(|(fewest, _)| copies < fewest) {
             best = Some((copies, chunk));
         }

@@ -15,7 +15,6 @@ use crate::{
     mutation::Mutation,
     time::{Duration, Time},
 };
-use rand::RngExt as _;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Upload {
@@ -28,6 +27,8 @@ struct Upload {
 pub(crate) struct Uploads {
     queue: VecDeque<Upload>,
     active: Vec<(Upload, Time)>,
+    /// When the last of those that were refused is to ask again.
+    promised: Time,
     /// How often each chunk was sent.
     sent: BTreeMap<(Digest, u32), u32>,
     /// From the start of a send to its end, with as many at once as there were.
@@ -49,6 +50,15 @@ const STALLED_AFTER: Duration = Duration::from_secs(2);
 /// Sends under way, stalled ones included, for each of the fewest slots: they are buffers.
 const STALLED_FACTOR: usize = 4;
 
+/// Those that were refused are told to come back one after the other, in this part of the time that
+/// a chunk takes: some will have theirs from elsewhere by then. At any time within 1.5 to 7.5 chunks
+/// there were three refusals for each chunk that was sent; now it is one and a half, and 60 nodes at
+/// 10 Gbit/s end 0.35 s after the bound instead of 0.37 s \[sim\].
+const COMES_BACK: f64 = 0.5;
+
+/// But no sooner.
+const RETRY_MIN: Duration = Duration::from_millis(3);
+
 /// What a chunk takes to send before anything was measured: 4 MiB at 4 Gbit/s, so that a node
 /// begins with the fewest slots.
 const INTERVAL_GUESS: Duration = Duration::from_millis(9);
@@ -62,11 +72,9 @@ impl Uploads {
         }
         let unbounded = ctx.config.makes(Mutation::UploadsWithoutBound);
         if self.queue.len() >= ctx.config.upload_queue && !unbounded {
-            let chunks = ctx.rng.random_range(1.5..7.5);
-            let retry = self
-                .per_chunk()
-                .mul_f64(chunks)
-                .max(Duration::from_millis(10));
+            let step = self.per_chunk().mul_f64(COMES_BACK);
+            self.promised = self.promised.max(ctx.now + RETRY_MIN) + step;
+            let retry = self.promised.since(ctx.now) + ctx.jitter(step);
             let retry_ms = retry.as_millis() as u32;
             ctx.send(
                 to,
