@@ -32,6 +32,7 @@ use crate::{
     mesh::{Mesh, Phase},
     message::{BlobKind, Hint, Message, OriginFailure},
     mutation::Mutation,
+    picker::Supply,
     reference::Upstream,
     steward::Steward,
     tags::Tags,
@@ -109,11 +110,11 @@ impl Core {
                 woke_at: Time::ZERO,
                 banned: BTreeSet::new(),
                 links: rustc_hash::FxHashMap::default(),
-                retry_at: Time::NEVER,
+                avoided: BTreeSet::new(),
                 hungry_at: Time::NEVER,
                 was_hungry: false,
                 have_at: Time::NEVER,
-                supply: 0,
+                freed: Supply::default(),
                 acquaintances: std::collections::VecDeque::new(),
                 outstanding: 0,
                 rate: Rate::default(),
@@ -161,7 +162,9 @@ impl Core {
         }
         if self.meshes.values().any(Mesh::is_pulling) {
             // A neighbour that was left alone may be asked again, or one that is far.
-            at = at.min(self.ctx.retry_at);
+            if let Some((until, _)) = self.ctx.avoided.first() {
+                at = at.min(*until);
+            }
             if self.ctx.hungry_at > self.ctx.now {
                 at = at.min(self.ctx.hungry_at);
             }
@@ -704,6 +707,7 @@ impl Core {
     fn view_changed(&mut self, changed: &Changed) {
         let ctx = &mut self.ctx;
         ctx.view_changed = ctx.now;
+        ctx.freed = Supply::Everyone;
         if changed.keys.is_empty() && !changed.others {
             return;
         }
@@ -933,6 +937,14 @@ impl Core {
             .max(target.min(OUTSTANDING_READING));
         if !pulling.is_empty() {
             ctx.feel(target);
+        }
+        let freed = std::mem::take(&mut ctx.freed);
+        if !freed.is_empty() {
+            for blob in &pulling {
+                if let Some(mesh) = self.meshes.get_mut(blob) {
+                    mesh.supply.merge(&freed);
+                }
+            }
         }
         let mut request = |ctx: &mut Ctx, make: fn(&mut Mesh, &mut Ctx) -> bool| {
             let mut idle = 0;

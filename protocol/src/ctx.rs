@@ -12,6 +12,7 @@ use crate::{
     event::Action,
     link::{Ewma, Link, Rate},
     message::Message,
+    picker::Supply,
     time::{Duration, Time},
     view::{PeerSet, View},
 };
@@ -36,15 +37,15 @@ pub(crate) struct Ctx {
     pub(crate) woke_at: Time,
     pub(crate) banned: BTreeSet<Peer>,
     pub(crate) links: FxHashMap<Peer, Link>,
-    /// When a peer that is left alone may be asked again, or earlier.
-    pub(crate) retry_at: Time,
+    /// Peers that are left alone, and until when.
+    pub(crate) avoided: BTreeSet<(Time, Peer)>,
     /// While little is requested: when the pipes between racks and zones are no longer spared.
     pub(crate) hungry_at: Time,
     pub(crate) was_hungry: bool,
     /// When the neighbours are to hear which chunks came in.
     pub(crate) have_at: Time,
-    /// Counts what may let a request be made that could not be made before, whatever the blob.
-    pub(crate) supply: u64,
+    /// Who may be asked that could not be asked before, whatever the blob.
+    pub(crate) freed: Supply,
     /// Peers that were neighbours in some blob's mesh lately, the oldest first.
     pub(crate) acquaintances: VecDeque<Peer>,
     /// Chunks requested from all peers and not yet received.
@@ -152,7 +153,9 @@ impl Ctx {
             self.hungry_at = self.now + self.config.hungry_after;
         }
         let hungry = self.is_hungry();
-        self.supply += u64::from(hungry && !self.was_hungry);
+        if hungry && !self.was_hungry {
+            self.freed = Supply::Everyone;
+        }
         self.was_hungry = hungry;
     }
 
@@ -164,8 +167,12 @@ impl Ctx {
     /// A peer is not asked before that time.
     pub(crate) fn avoid(&mut self, peer: Peer, until: Time) {
         let link = self.link(peer);
-        link.avoid_until = link.avoid_until.max(until);
-        self.retry_at = self.retry_at.min(until);
+        let before = link.avoid_until;
+        link.avoid_until = before.max(until);
+        if until > before {
+            self.avoided.remove(&(before, peer));
+            self.avoided.insert((until, peer));
+        }
     }
 
     /// A peer is not asked before that time, and counts as having nothing until then.
@@ -190,15 +197,13 @@ impl Ctx {
         }
     }
 
-    /// Looks up when the next peer that is left alone may be asked again, once one has become so.
+    /// Peers that were left alone long enough may be asked again.
     pub(crate) fn retry(&mut self) {
-        if self.retry_at <= self.now {
-            self.supply += 1;
-            let avoided = self.links.values().map(|link| link.avoid_until);
-            self.retry_at = avoided
-                .filter(|until| *until > self.now)
-                .min()
-                .unwrap_or(Time::NEVER);
+        while let Some((until, peer)) = self.avoided.first().copied()
+            && until <= self.now
+        {
+            self.avoided.pop_first();
+            self.freed.add(peer);
         }
     }
 

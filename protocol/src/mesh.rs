@@ -14,7 +14,7 @@ use crate::{
     joining::Joining,
     message::{BlobKind, Hint, Lease, LeaseId, LeaseReport, Message, OriginFailure},
     mutation::Mutation,
-    picker,
+    picker::{self, Supply},
     time::{Duration, Time},
 };
 
@@ -147,10 +147,8 @@ pub(crate) struct Mesh {
     offered: BTreeMap<Peer, Time>,
     /// Chunks that the neighbours have not been told of.
     fresh: Vec<u32>,
-    /// Counts what may let a chunk be requested that could not be before, and how it stood, with
-    /// [`Ctx::supply`], when there was last nothing to request: most events change neither.
-    supply: u64,
-    exhausted_at: Option<(u64, u64)>,
+    /// Who may have something to ask for that was not asked for when there was last nothing.
+    pub(crate) supply: Supply,
     /// When a chunk last came in.
     progress_at: Time,
     lost_at: Time,
@@ -219,8 +217,7 @@ impl Mesh {
             began: ctx.now,
             offered: BTreeMap::new(),
             fresh: Vec::new(),
-            supply: 0,
-            exhausted_at: None,
+            supply: Supply::Everyone,
             progress_at: ctx.now,
             lost_at: ctx.now + LOST_AFTER,
             fallback_at: ctx.now + ctx.config.fallback_after + fallback_jitter,
@@ -451,7 +448,7 @@ impl Mesh {
                 distance,
             };
             self.neighbours.insert(from, neighbour);
-            self.supply += 1;
+            self.supply.add(from);
             ctx.get_acquainted(from);
         }
         if !answer {
@@ -493,7 +490,9 @@ impl Mesh {
         for chunk in chunks {
             if neighbour.have.insert(*chunk) {
                 self.availability.add(*chunk);
-                self.supply += u64::from(!self.have.contains(*chunk));
+                if !self.have.contains(*chunk) {
+                    self.supply.add(from);
+                }
             }
         }
         if self.phase == Phase::Complete && neighbour.have.is_full() {
@@ -536,7 +535,7 @@ impl Mesh {
         if self.size.is_some() || size > crate::limits::BLOB_BYTES_MAX {
             return;
         }
-        self.supply += 1;
+        self.supply = Supply::Everyone;
         self.size = Some(size);
         let chunks = Geometry::new(self.kind, size).chunks();
         self.have.grow(chunks);
@@ -555,8 +554,7 @@ impl Mesh {
 
     /// Makes one request if there is one to make.
     pub(crate) fn request_one(&mut self, ctx: &mut Ctx) -> bool {
-        let supply = Some((self.supply, ctx.supply));
-        if self.exhausted_at == supply || !self.takes_from_peers() {
+        if self.supply.is_empty() || !self.takes_from_peers() {
             return false;
         }
         self.reckon_imports(ctx);
@@ -564,7 +562,7 @@ impl Mesh {
             self.request(ctx, chunk, peer);
             return true;
         }
-        self.exhausted_at = supply;
+        self.supply = Supply::default();
         false
     }
 
@@ -706,12 +704,16 @@ impl Mesh {
         if flights.is_empty() {
             self.flights.remove(&chunk);
         }
-        self.supply += u64::from(!self.have.contains(chunk));
+        if !self.have.contains(chunk) {
+            self.supply = Supply::Everyone;
+        }
         let per_peer = ctx.config.outstanding_per_peer;
         let link = ctx.link(peer);
         let was_full = link.outstanding >= per_peer;
         link.outstanding = link.outstanding.saturating_sub(1);
-        ctx.supply += u64::from(was_full);
+        if was_full {
+            ctx.freed.add(peer);
+        }
         ctx.outstanding = ctx.outstanding.saturating_sub(1);
         let blob = self.blob;
         ctx.act(Action::Unexpect {
@@ -835,7 +837,7 @@ impl Mesh {
             return;
         }
         self.have = have;
-        self.supply += 1;
+        self.supply = Supply::Everyone;
         self.fresh.clear();
         self.progress_at = ctx.now;
         // The neighbours hear what is left, and say what they have: they did not tell of chunks
@@ -931,7 +933,7 @@ impl Mesh {
         let Some(running) = self.leases.remove(&id) else {
             return;
         };
-        self.supply += 1;
+        self.supply = Supply::Everyone;
         let Running {
             steward,
             lease,
@@ -962,7 +964,7 @@ impl Mesh {
             .is_some_and(|running| running.steward == Some(from))
         {
             self.leases.remove(&id);
-            self.supply += 1;
+            self.supply = Supply::Everyone;
             ctx.act(Action::StopOrigin {
                 blob: self.blob,
                 lease: id,
@@ -972,7 +974,7 @@ impl Mesh {
 
     /// This node was asleep: what it was granted may be in other hands.
     pub(crate) fn drop_leases(&mut self, ctx: &mut Ctx) {
-        self.supply += 1;
+        self.supply = Supply::Everyone;
         for id in std::mem::take(&mut self.leases).into_keys() {
             ctx.act(Action::StopOrigin {
                 blob: self.blob,

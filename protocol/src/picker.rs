@@ -14,6 +14,42 @@ use crate::{
     time::Duration,
 };
 
+/// Whose chunks are to be looked through for one to request. After a look that found nothing it is
+/// enough to look at those who have since got a chunk, or may be asked again: most events change
+/// neither.
+pub(crate) enum Supply {
+    Everyone,
+    /// These, in order.
+    These(SmallVec<[Peer; 4]>),
+}
+
+impl Default for Supply {
+    fn default() -> Self {
+        Self::These(SmallVec::new())
+    }
+}
+
+impl Supply {
+    pub(crate) fn is_empty(&self) -> bool {
+        matches!(self, Self::These(peers) if peers.is_empty())
+    }
+
+    pub(crate) fn add(&mut self, peer: Peer) {
+        if let Self::These(peers) = self
+            && let Err(at) = peers.binary_search(&peer)
+        {
+            peers.insert(at, peer);
+        }
+    }
+
+    pub(crate) fn merge(&mut self, other: &Self) {
+        match other {
+            Self::Everyone => *self = Self::Everyone,
+            Self::These(peers) => peers.iter().for_each(|peer| self.add(*peer)),
+        }
+    }
+}
+
 /// A neighbour that may be asked for a chunk, and how soon it would send one.
 struct Source<'a> {
     peer: Peer,
@@ -29,7 +65,14 @@ pub(crate) fn next(mesh: &Mesh, ctx: &mut Ctx) -> Option<(u32, Peer)> {
     if open.count() == 0 {
         return None;
     }
-    let mut sources = sources(mesh, ctx, |have| have.intersects(&open));
+    let is_of_use = |neighbour: &Neighbour| neighbour.have.intersects(&open);
+    let mut sources = match &mesh.supply {
+        Supply::Everyone => sources(mesh, ctx, &mesh.neighbours, is_of_use),
+        Supply::These(peers) => {
+            let of = |peer| mesh.neighbours.get_key_value(peer);
+            sources(mesh, ctx, peers.iter().filter_map(of), is_of_use)
+        }
+    };
     // A rare chunk is of no use while it waits in the queue of the only node that has it: first
     // what can be sent at once. Otherwise everyone waits for the few that read from the origin,
     // and the uplinks of all others idle [sim: 1.66 times the bound instead of 1.49].
@@ -87,7 +130,8 @@ fn among(
 
 /// Another source for a chunk that is already requested elsewhere.
 pub(crate) fn second_source(mesh: &Mesh, ctx: &mut Ctx, chunk: u32, first: Peer) -> Option<Peer> {
-    let mut sources = sources(mesh, ctx, |have| have.contains(chunk));
+    let has = |neighbour: &Neighbour| neighbour.have.contains(chunk);
+    let mut sources = sources(mesh, ctx, &mesh.neighbours, has);
     sources.retain(|source| source.peer != first);
     soonest(ctx, mesh.imports.as_ref(), chunk, &sources)
 }
@@ -101,20 +145,21 @@ fn may_cross(imports: Option<&Imports>, chunk: u32, distance: Distance) -> bool 
     }
 }
 
-/// The neighbours that may be asked now, of those with chunks that are of use.
+/// Those of some neighbours that may be asked now and are of use.
 fn sources<'a>(
-    mesh: &'a Mesh,
+    mesh: &Mesh,
     ctx: &Ctx,
-    is_of_use: impl Fn(&Bitfield) -> bool,
+    neighbours: impl IntoIterator<Item = (&'a Peer, &'a Neighbour)>,
+    is_of_use: impl Fn(&Neighbour) -> bool,
 ) -> SmallVec<[Source<'a>; 20]> {
     // With few neighbours each of them has to carry more than its usual share.
     let target = ctx.outstanding_target(mesh.chunk_bytes());
     let share = target.div_ceil(mesh.neighbours.len().max(1));
     let per_peer = ctx.config.outstanding_per_peer.max(share);
     let new = Link::default();
-    mesh.neighbours
-        .iter()
-        .filter(|(_, neighbour)| is_of_use(&neighbour.have))
+    neighbours
+        .into_iter()
+        .filter(|(_, neighbour)| is_of_use(neighbour))
         .filter_map(|(peer, neighbour)| {
             let link = ctx.links.get(peer).unwrap_or(&new);
             (link.is_usable(ctx.now) && link.outstanding < per_peer).then(|| Source {
