@@ -29,8 +29,8 @@ pub(crate) struct Uploads {
     active: Vec<(Upload, Time)>,
     /// When the last of those that were refused is to ask again.
     promised: Time,
-    /// How often each chunk was sent.
-    sent: BTreeMap<(Digest, u32), u32>,
+    /// How often each chunk of a blob was sent.
+    sent: BTreeMap<Digest, Vec<u16>>,
     /// From the start of a send to its end, with as many at once as there were.
     send_time: Ewma,
     /// From the end of one send to the next, while all slots were taken.
@@ -41,8 +41,8 @@ pub(crate) struct Uploads {
     full: bool,
 }
 
-/// Chunks whose sends are counted: 64 GiB of them. Forgetting one costs order, nothing else.
-const SENT_MAX: usize = 16_384;
+/// Blobs whose sends are counted: a few images. Forgetting one costs order, nothing else.
+const SENT_MAX: usize = 64;
 
 /// A send that takes this long, and four times as long as usual, gives up its slot.
 const STALLED_AFTER: Duration = Duration::from_secs(2);
@@ -162,11 +162,22 @@ impl Uploads {
             .count()
     }
 
-    fn sent_before(&self, upload: &Upload) -> u32 {
-        self.sent
-            .get(&(upload.blob, upload.index))
-            .copied()
-            .unwrap_or_default()
+    fn sent_before(&self, upload: &Upload) -> u16 {
+        let sent = self.sent.get(&upload.blob);
+        let sent = sent.and_then(|sent| sent.get(upload.index as usize));
+        sent.copied().unwrap_or_default()
+    }
+
+    fn count(&mut self, upload: &Upload) {
+        if self.sent.len() >= SENT_MAX && !self.sent.contains_key(&upload.blob) {
+            self.sent.pop_first();
+        }
+        let sent = self.sent.entry(upload.blob).or_default();
+        let at = upload.index as usize;
+        if sent.len() <= at {
+            sent.resize(at + 1, 0);
+        }
+        sent[at] = sent[at].saturating_add(1);
     }
 
     fn start(&mut self, ctx: &mut Ctx) {
@@ -180,11 +191,7 @@ impl Uploads {
             let Some(upload) = first.and_then(|at| self.queue.remove(at)) else {
                 break;
             };
-            let sent = self.sent.entry((upload.blob, upload.index)).or_default();
-            *sent = sent.saturating_add(1);
-            if self.sent.len() > SENT_MAX {
-                self.sent.pop_first();
-            }
+            self.count(&upload);
             self.active.push((upload, ctx.now));
             let Upload { to, blob, index } = upload;
             ctx.act(Action::SendChunk { to, blob, index });
