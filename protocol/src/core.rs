@@ -64,6 +64,8 @@ pub struct Core {
     announce_again: Changed,
     announce_again_at: Time,
     last_now: Time,
+    /// When the next thing is to be done.
+    due: Time,
     /// Which blob gets the next request.
     turn: usize,
 }
@@ -99,7 +101,7 @@ impl Core {
             Time::ZERO
         };
         let membership = Membership::new(&me, directory.clone(), seed, now, config.sync_interval);
-        Self {
+        let mut core = Self {
             ctx: Ctx {
                 now,
                 me: peer,
@@ -138,12 +140,19 @@ impl Core {
             announce_again: Changed::default(),
             announce_again_at: Time::NEVER,
             last_now: now,
+            due: now,
             turn: 0,
-        }
+        };
+        core.due = core.next_due();
+        core
     }
 
     /// When to call again if nothing happens before.
     pub fn deadline(&self) -> Time {
+        self.due
+    }
+
+    fn next_due(&self) -> Time {
         let mut at = self
             .membership
             .deadline()
@@ -178,8 +187,10 @@ impl Core {
     pub fn recall(&mut self, members: &[Peer]) {
         self.membership.recall(self.ctx.now, members);
         self.drain_membership();
-        self.ctx.actions.clear();
+        // Their memory too: that is an action for every member at every node of a world.
+        self.ctx.actions = Vec::new();
         self.members_known();
+        self.due = self.next_due();
     }
 
     /// Takes in a fact and appends what is to be done about it.
@@ -189,14 +200,21 @@ impl Core {
             self.woke_up();
         }
         self.last_now = self.ctx.now;
+        let gives = concerns_uploads_alone(&event);
         self.take(event);
-        self.settle();
+        // Half of all events are of this kind, and have changed nothing that is to be requested.
+        if !gives || self.due <= self.ctx.now {
+            self.settle();
+            self.due = self.next_due();
+        }
         actions.append(&mut self.ctx.actions);
     }
 
     /// Runs everything that the event set off, to the end.
     fn settle(&mut self) {
-        self.tick();
+        if self.due <= self.ctx.now {
+            self.tick();
+        }
         loop {
             self.drain_membership();
             if let Some(message) = self.ctx.local.pop_front() {
@@ -1307,6 +1325,14 @@ impl Core {
     pub fn download_rate(&self) -> f64 {
         self.ctx.rate.get()
     }
+}
+
+/// Whether an event is only about what others get from this node.
+fn concerns_uploads_alone(event: &Event) -> bool {
+    let uploads =
+        |message: &Message| matches!(message, Message::Request { .. } | Message::Cancel { .. });
+    matches!(event, Event::ChunkSent { .. })
+        || matches!(event, Event::Message { message, .. } if uploads(message))
 }
 
 fn origin_is_wrong() -> OriginFailure {

@@ -16,7 +16,8 @@ use crate::{
 /// Booting nodes have to find each other within this time.
 const BOOT_MAX: u64 = 30 * SECOND;
 
-/// The daemons of a cluster have been up for a while when an image is pulled.
+/// The daemons of a cluster have been up for a while when an image is pulled: right after a change
+/// of membership a steward hesitates.
 const RUN_IN: u64 = 3 * SECOND;
 
 /// Settled nodes have spoken to others at random for so long as the daemon keeps an idle control
@@ -70,6 +71,7 @@ impl World {
         } else {
             self.find_each_other();
         }
+        self.until(self.net.now() + RUN_IN, |_| false);
         for host in 0..self.scenario.warm {
             self.hold_all(host);
         }
@@ -97,7 +99,6 @@ impl World {
             "the members never all saw each other".to_owned()
         });
         self.checkers.settled_nanos = self.net.now() - booted;
-        self.until(self.net.now() + RUN_IN, |_| false);
     }
 
     /// All know all, and are connected to those that they spoke to lately.
