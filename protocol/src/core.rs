@@ -85,8 +85,9 @@ const READING_COSTS: usize = 2;
 /// A node that reads from the origin has at least so many chunks requested from peers.
 const OUTSTANDING_READING: usize = 1;
 
-/// Auditors that have to find the origin's bytes wrong before the origin is blamed.
-const AUDITS: usize = 2;
+/// Auditors that have to find the origin's bytes wrong before the origin is blamed: as many as there
+/// are stewards, so that two liars among those cannot do it.
+const AUDITS: usize = 3;
 
 /// Why an idle machine looks around at least so often: it notices that it was asleep.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -445,6 +446,9 @@ impl Core {
             Event::ChunkSent { to, blob, index } => {
                 self.uploads.sent(&mut self.ctx, to, blob, index);
             }
+            Event::ChunkUnsent { to, blob, index } => {
+                self.uploads.unsent(&mut self.ctx, to, blob, index);
+            }
             Event::Sized { blob, size } => self.sized(blob, size),
             Event::OriginProgress { blob, lease, bytes } => {
                 if let Some(mesh) = self.meshes.get_mut(&blob) {
@@ -486,8 +490,9 @@ impl Core {
         match message {
             Message::Swim(packet) => self.membership.swim(ctx.now, &packet),
             Message::MembersHash(hash) => {
-                self.membership.members_hash(from, hash);
-                self.members_known();
+                if self.membership.members_hash(from, hash) {
+                    self.members_known();
+                }
             }
             Message::Members { page, reply } => {
                 self.membership.members(ctx.now, from, &page, reply);
@@ -1331,7 +1336,7 @@ impl Core {
 fn concerns_uploads_alone(event: &Event) -> bool {
     let uploads =
         |message: &Message| matches!(message, Message::Request { .. } | Message::Cancel { .. });
-    matches!(event, Event::ChunkSent { .. })
+    matches!(event, Event::ChunkSent { .. } | Event::ChunkUnsent { .. })
         || matches!(event, Event::Message { message, .. } if uploads(message))
 }
 

@@ -125,8 +125,17 @@ pub enum Event {
         /// it, or its signer is banned: the sender cannot know that yet.
         corrupt: bool,
     },
-    /// A chunk left this node, or could not be sent.
+    /// A chunk left this node.
     ChunkSent {
+        /// To whom.
+        to: Peer,
+        /// The blob.
+        blob: Digest,
+        /// The chunk.
+        index: u32,
+    },
+    /// A chunk could not be sent: it could not be read, or there is no way to its receiver.
+    ChunkUnsent {
         /// To whom.
         to: Peer,
         /// The blob.
@@ -223,7 +232,7 @@ pub enum Action {
         /// What.
         message: Message,
     },
-    /// Read a stored chunk and send it; report [`Event::ChunkSent`] in any case.
+    /// Read a stored chunk and send it; report [`Event::ChunkSent`] or [`Event::ChunkUnsent`].
     SendChunk {
         /// To whom.
         to: Peer,

@@ -338,10 +338,13 @@ impl Membership {
         let _ = self.foca.handle_data(packet, &mut self.effects);
     }
 
-    pub(crate) fn members_hash(&mut self, from: Peer, hash: u64) {
-        if hash != self.hash() {
+    /// What a peer's list hashes to; whether this node's is the same. If not, they exchange them.
+    pub(crate) fn members_hash(&mut self, from: Peer, hash: u64) -> bool {
+        let same = hash == self.hash();
+        if !same {
             self.send_list(from, true);
         }
+        same
     }
 
     pub(crate) fn members(

@@ -59,6 +59,9 @@ const COMES_BACK: f64 = 0.5;
 /// But no sooner.
 const RETRY_MIN: Duration = Duration::from_millis(3);
 
+/// One that could not be reached for chunks need not ask again for so long.
+const NO_WAY_RETRY: Duration = Duration::from_secs(1);
+
 /// What a chunk takes to send before anything was measured: 4 MiB at 4 Gbit/s, so that a node
 /// begins with the fewest slots.
 const INTERVAL_GUESS: Duration = Duration::from_millis(9);
@@ -111,6 +114,25 @@ impl Uploads {
             }
             self.full = false;
         }
+        self.start(ctx);
+    }
+
+    /// A chunk could not be sent. Who waits for it is told, to ask somebody else: often its 64
+    /// connections are in use. Left to its own timer it would have the chunk up to a second later,
+    /// and the hash of the whole waits for each.
+    pub(crate) fn unsent(&mut self, ctx: &mut Ctx, to: Peer, blob: Digest, index: u32) {
+        let failed = Upload { to, blob, index };
+        self.active.retain(|(upload, _)| *upload != failed);
+        self.full = false;
+        let retry_ms = NO_WAY_RETRY.as_millis() as u32;
+        ctx.send(
+            to,
+            Message::Busy {
+                blob,
+                index,
+                retry_ms,
+            },
+        );
         self.start(ctx);
     }
 

@@ -19,6 +19,19 @@ const BULK_MAX: usize = 64;
 /// What no bound counts: manifests, first bytes, the last chunks.
 const SLACK_SECONDS: f64 = 0.5;
 
+/// What was seen of a whole run, apart from what was counted on the way.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seen {
+    /// Seconds: the lower bound, and what the pulls took.
+    pub(crate) bound: f64,
+    pub(crate) p99: f64,
+    pub(crate) longest: f64,
+    /// Bytes from the origin over those of the images.
+    pub(crate) copies: f64,
+    /// Bytes of control messages over those of what is pulled.
+    pub(crate) control: f64,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Checkers {
     /// What must not happen and did.
@@ -182,17 +195,31 @@ impl Checkers {
     }
 
     /// Holds what was counted to what the scenario allows.
-    pub(crate) fn hold(&mut self, limits: &Limits, longest: f64, bound: f64, copies: f64) {
+    pub(crate) fn hold(&mut self, limits: &Limits, seen: &Seen) {
         let wasted = self.wasted_bytes as f64 / self.peer_bytes.max(1) as f64;
-        let ratio = (longest - SLACK_SECONDS) / bound;
+        let ratio = (seen.longest - SLACK_SECONDS) / seen.bound;
+        let p99 = limits.p99.map(|(bounds, more)| bounds * seen.bound + more);
+        let streams = limits.streams.map(|most| most as f64);
         let held = [
             ("bounds that the longest pull took", ratio, limits.ratio),
+            ("seconds at the 99th percentile", seen.p99, p99),
+            ("of what is pulled in control", seen.control, limits.control),
+            (
+                "streams from the origin at once",
+                self.streams_peak as f64,
+                streams,
+            ),
+            (
+                "images uploaded by one node",
+                self.upload_most,
+                limits.upload,
+            ),
             (
                 "seconds without a chunk",
                 self.gap_seconds,
                 limits.gap_seconds,
             ),
-            ("copies from the origin", copies, limits.copies),
+            ("copies from the origin", seen.copies, limits.copies),
             ("of the bytes from peers in vain", wasted, limits.wasted),
             ("even shares of one holder", self.holder_most, limits.holder),
             (

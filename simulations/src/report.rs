@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use serde::Serialize;
 
 use crate::{
-    checkers::Checkers,
+    checkers::{Checkers, Seen},
     net::{Meter, Net, NodeIndex},
     scenario::Scenario,
     trace::Trace,
@@ -101,16 +101,22 @@ impl Report {
         net: &Net<M, T, E>,
         origin: NodeIndex,
         trace: &Trace,
-        checkers: Checkers,
+        mut checkers: Checkers,
     ) -> Self {
         let lower_bound = scenario.lower_bound();
         let layers = scenario.layer_sizes();
-        let of = |image: usize| layers[image].iter().sum::<u64>();
-        let wanted = scenario.wanted();
-        let pulled: u64 = wanted.iter().flatten().map(|image| of(*image)).sum();
-        let once: u64 = (0..layers.len()).map(of).sum();
+        let once: u64 = layers.iter().flatten().sum();
+        let of = |image: &usize| layers[*image].iter().sum::<u64>();
+        let pulled: u64 = scenario.wanted().iter().flatten().map(of).sum();
         let control: u64 = (0..origin).map(|node| net.sent_control(node)).sum();
-        let max = counted.last().copied().unwrap_or(f64::NAN);
+        let seen = Seen {
+            bound: lower_bound,
+            p99: percentile(&counted, 0.99),
+            longest: counted.last().copied().unwrap_or(f64::NAN),
+            copies: net.sent_bulk(origin) as f64 / once as f64,
+            control: control as f64 / pulled.max(1) as f64,
+        };
+        checkers.hold(&scenario.limits, &seen);
         let meter = net.meter();
         let seconds = Meter::SLOT as f64 / 1e9;
         Self {
@@ -120,11 +126,11 @@ impl Report {
             image_bytes: once,
             lower_bound_seconds: lower_bound,
             p50_seconds: percentile(&counted, 0.5),
-            p99_seconds: percentile(&counted, 0.99),
-            max_seconds: max,
-            ratio: max / lower_bound,
-            origin_copies: net.sent_bulk(origin) as f64 / once as f64,
-            control_share: control as f64 / pulled.max(1) as f64,
+            p99_seconds: seen.p99,
+            max_seconds: seen.longest,
+            ratio: seen.longest / lower_bound,
+            origin_copies: seen.copies,
+            control_share: seen.control,
             peak_origin_streams: checkers.streams_peak,
             invariants_broken: checkers.violations.len(),
             trace_hash: trace.name(),

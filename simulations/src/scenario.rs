@@ -63,10 +63,18 @@ pub(crate) struct Scenario {
 pub(crate) struct Limits {
     /// The longest pull, over the bound, half a second apart.
     pub(crate) ratio: Option<f64>,
+    /// The 99th percentile of the pulls: so many bounds, and so many seconds on top.
+    pub(crate) p99: Option<(f64, f64)>,
     /// Seconds that a node which nothing struck goes without any chunk.
     pub(crate) gap_seconds: Option<f64>,
     /// Bytes from the origin over those of the images.
     pub(crate) copies: Option<f64>,
+    /// Bytes of control messages, over those of what is pulled.
+    pub(crate) control: Option<f64>,
+    /// Streams from the origin at once.
+    pub(crate) streams: Option<usize>,
+    /// Bytes that one node uploads, over those of the images.
+    pub(crate) upload: Option<f64>,
     /// Bytes that nobody waited for any more, over all from peers.
     pub(crate) wasted: Option<f64>,
     /// Bytes that one node reads from the origin, over its even share.

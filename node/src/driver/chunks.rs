@@ -81,14 +81,17 @@ impl Driver {
     pub(super) fn send_chunk(&self, to: Peer, blob: Digest, index: u32) {
         let parts = Arc::clone(&self.parts);
         tokio::spawn(async move {
-            if let Err(reason) = send(&parts, to, blob, index).await {
-                let to = parts.directory.id(to);
-                tracing::debug!("chunk {index} of {blob} was not sent to node {to:?}: {reason}");
-            }
-            let _ = parts
-                .facts
-                .send(Fact::Event(Event::ChunkSent { to, blob, index }))
-                .await;
+            let event = match send(&parts, to, blob, index).await {
+                Ok(()) => Event::ChunkSent { to, blob, index },
+                Err(reason) => {
+                    let id = parts.directory.id(to);
+                    tracing::debug!(
+                        "chunk {index} of {blob} was not sent to node {id:?}: {reason}"
+                    );
+                    Event::ChunkUnsent { to, blob, index }
+                }
+            };
+            let _ = parts.facts.send(Fact::Event(event)).await;
         });
     }
 

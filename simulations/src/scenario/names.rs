@@ -190,6 +190,7 @@ impl Scenario {
             // So slow an uplink has the fewest slots, four times as many where receivers stall.
             sending: Some(4 * world.config.upload_slots),
             uncancelled: Some(0),
+            ..world.limits
         };
         let latency = Duration::from_micros(250);
         world.layout.latency_rack = latency;
@@ -222,10 +223,29 @@ impl Scenario {
                 })
                 .collect()
         };
+        let slack = if self.nodes < 10_000 { 0.5 } else { 0.8 };
+        let without_faults = Limits {
+            p99: Some((1.05, slack)),
+            copies: Some(1.01),
+            control: Some(0.001),
+            streams: Some(usize::from(self.config.streams_max)),
+            upload: Some(1.5),
+            ..self.limits
+        };
         match name {
-            "single" => self.images[0].layers = 1,
-            "small" => self.images[0].bytes = 1_000_000_000,
-            "layers" => self.images[0].layers = 40,
+            "cold" => self.limits = without_faults,
+            "single" => {
+                self.images[0].layers = 1;
+                self.limits = without_faults;
+            }
+            "layers" => {
+                self.images[0].layers = 40;
+                self.limits = without_faults;
+            }
+            "small" => {
+                self.images[0].bytes = 1_000_000_000;
+                self.limits.p99 = Some((1.0, 0.5));
+            }
             "staggered" => self.stagger = s(60),
             "warm1" => self.warm = 1,
             "warm3" => self.warm = 3,
@@ -245,8 +265,13 @@ impl Scenario {
             "crash-slow" => {
                 self.faults = crashes(self.nodes);
                 self.slow_share = 0.05;
+                self.limits.p99 = Some((1.1, 0.5));
+                self.limits.copies = Some(1.05);
             }
-            "racks" => self.layout.rack_oversubscribed = Some(10.0),
+            "racks" => {
+                self.layout.rack_oversubscribed = Some(10.0);
+                self.limits.p99 = Some((1.1, 0.5));
+            }
             "zones" => {
                 self.layout.zones = 3;
                 self.layout.racks = self.nodes.div_ceil(3 * RACK) as u16;
@@ -298,6 +323,7 @@ impl Scenario {
                 self.machine.disk_read = 25e9;
                 self.images[0].heavy_tailed = false;
                 self.parallel = 12;
+                self.limits.p99 = Some((1.15, 0.5));
             }
             "rolling" => {
                 let rolling = Fault::RollingRestart {

@@ -141,20 +141,19 @@ impl World {
             ..
         } = tag
         {
-            let sent = self.sent([from, to], blob, index);
-            self.fact(RESET, from as usize, sent);
+            self.sends_one_less(from);
+            let unsent = Event::ChunkUnsent {
+                to: peer(to as usize),
+                blob: self.content.blob(blob).digest,
+                index,
+            };
+            self.fact(RESET, from as usize, unsent);
         }
     }
 
-    /// A chunk is sent, or will not be: what its sender is to be told.
-    fn sent(&mut self, [from, to]: [u32; 2], blob: u16, index: u32) -> Event {
-        let sending = &mut self.hosts[from as usize].sending;
+    fn sends_one_less(&mut self, host: u32) {
+        let sending = &mut self.hosts[host as usize].sending;
         *sending = sending.saturating_sub(1);
-        Event::ChunkSent {
-            to: peer(to as usize),
-            blob: self.content.blob(blob).digest,
-            index,
-        }
     }
 
     /// The last byte of a chunk has left its sender.
@@ -167,7 +166,12 @@ impl World {
                 index,
                 ..
             } => {
-                let sent = self.sent([from, to], blob, index);
+                self.sends_one_less(from);
+                let sent = Event::ChunkSent {
+                    to: peer(to as usize),
+                    blob: self.content.blob(blob).digest,
+                    index,
+                };
                 self.feed(from as usize, sent);
             }
             Tag::Origin { read, .. } => self.origin_sent(id, read),

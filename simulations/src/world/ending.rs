@@ -65,11 +65,6 @@ impl World {
         let most = self.hosts.iter().map(|host| host.from_origin).max();
         let even = once as f64 / self.scenario.nodes as f64;
         self.checkers.holder_most = most.unwrap_or_default() as f64 / even;
-        let copies = self.net.sent_bulk(self.origin) as f64 / once as f64;
-        let longest = counted.last().copied().unwrap_or(f64::NAN);
-        let bound = self.scenario.lower_bound();
-        self.checkers
-            .hold(&self.scenario.limits, longest, bound, copies);
         Report::new(
             &self.scenario,
             counted,
