@@ -591,7 +591,9 @@ impl Core {
                     .wanted(ctx, from, blob, [wanted, open], bytes, throttled);
             }
             Message::StreamsGranted { blob, streams, .. } => {
-                self.steward(blob, |steward, ctx| steward.streams_granted(ctx, streams));
+                self.steward(blob, |steward, ctx| {
+                    steward.streams_granted(ctx, from, streams)
+                });
             }
 
             Message::Offer {

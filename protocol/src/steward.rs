@@ -99,6 +99,8 @@ struct Streams {
     granted_at: Time,
     asked: Option<Time>,
     ask_at: Time,
+    /// A keeper that does not answer, and until when the next-ranked one is asked instead.
+    silent: Option<(Peer, Time)>,
     bytes: u64,
     throttled: bool,
     pause_until: Time,
@@ -150,6 +152,7 @@ impl Steward {
                 granted_at: Time::ZERO,
                 asked: None,
                 ask_at: Time::ZERO,
+                silent: None,
                 bytes: 0,
                 throttled: false,
                 pause_until: Time::ZERO,
@@ -940,8 +943,10 @@ impl Steward {
         let Some(upstream) = self.streams.upstream.clone() else {
             return;
         };
-        let ranks = ctx.ranks(keeper::key(&upstream));
-        let Some(keeper) = ranks.first().copied() else {
+        if self.is_keeper_overdue(ctx) && !idle {
+            self.pass_over_keeper(ctx);
+        }
+        let Some(keeper) = self.keeper(ctx, &upstream) else {
             return;
         };
         if !idle {
@@ -963,7 +968,39 @@ impl Steward {
         );
     }
 
-    pub(crate) fn streams_granted(&mut self, ctx: &mut Ctx, streams: u16) {
+    /// The best-ranked node that is not known to be silent.
+    fn keeper(&self, ctx: &Ctx, upstream: &Upstream) -> Option<Peer> {
+        let silent = self.streams.silent.filter(|(_, until)| *until > ctx.now);
+        let is_silent = |peer: &&Peer| silent.is_some_and(|(silent, _)| silent == **peer);
+        let ranks = ctx.ranks(keeper::key(upstream));
+        ranks.iter().find(|peer| !is_silent(peer)).copied()
+    }
+
+    fn is_keeper_overdue(&self, ctx: &Ctx) -> bool {
+        let asked = self.streams.asked;
+        asked.is_some_and(|asked| ctx.now.since(asked) >= KEEPER_PATIENCE)
+    }
+
+    /// The keeper does not answer: another one is asked for a while. SWIM takes seconds to call it
+    /// dead, and one stream for each blob is a third of what 10 Gbit/s can carry.
+    fn pass_over_keeper(&mut self, ctx: &Ctx) {
+        let passed_over = |(_, until): (Peer, Time)| until > ctx.now;
+        if self.streams.silent.is_some_and(passed_over) {
+            return;
+        }
+        let upstream = self.streams.upstream.clone();
+        let keeper = upstream.and_then(|upstream| self.keeper(ctx, &upstream));
+        self.streams.silent = keeper.map(|keeper| (keeper, ctx.now + ctx.config.streams_expiry));
+    }
+
+    pub(crate) fn streams_granted(&mut self, ctx: &mut Ctx, from: Peer, streams: u16) {
+        if self
+            .streams
+            .silent
+            .is_some_and(|(silent, _)| silent == from)
+        {
+            self.streams.silent = None;
+        }
         self.streams.granted = streams.min(ctx.config.streams_max);
         self.streams.granted_at = ctx.now;
         self.streams.asked = None;
@@ -975,11 +1012,7 @@ impl Steward {
     fn streams_allowed(&self, ctx: &Ctx) -> u16 {
         let valid = self.streams.granted_at > Time::ZERO
             && ctx.now.since(self.streams.granted_at) < ctx.config.streams_expiry;
-        let overdue = self
-            .streams
-            .asked
-            .is_some_and(|asked| ctx.now.since(asked) >= KEEPER_PATIENCE);
-        match (valid, overdue) {
+        match (valid, self.is_keeper_overdue(ctx)) {
             (true, false) => self.streams.granted,
             (true, true) => self.streams.granted.max(1),
             (false, true) => 1,
