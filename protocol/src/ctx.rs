@@ -159,6 +159,13 @@ impl Ctx {
         self.was_hungry = hungry;
     }
 
+    /// A chunk was requested from a peer. A node that had nothing requested has had its turn.
+    pub(crate) fn requested(&mut self, peer: Peer) {
+        self.link(peer).outstanding += 1;
+        self.outstanding += 1;
+        self.was_hungry = false;
+    }
+
     /// Whether this node may bring in what is another's to bring in.
     pub(crate) fn is_hungry(&self) -> bool {
         self.hungry_at <= self.now && self.outstanding == 0

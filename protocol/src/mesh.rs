@@ -600,8 +600,7 @@ impl Mesh {
         };
         self.late_at = self.late_at.min(flight.deadline);
         self.flights.entry(chunk).or_default().push(flight);
-        ctx.link(peer).outstanding += 1;
-        ctx.outstanding += 1;
+        ctx.requested(peer);
         let blob = self.blob;
         ctx.act(Action::Expect {
             from: peer,
@@ -1109,6 +1108,7 @@ impl Mesh {
     /// turn: it may be busy with other blobs.
     fn report_lost(&mut self, ctx: &mut Ctx) {
         self.lost_at = ctx.now + Duration::from_secs(1);
+        self.supply = Supply::Everyone;
         let Some(steward) = self.joining.acting else {
             return;
         };

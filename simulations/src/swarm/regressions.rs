@@ -20,6 +20,18 @@ pub(super) const REGRESSIONS: &[(&str, &str)] = &[
         "an auditor kept what was being written when its audit began",
     ),
     (
+        "--seed 258",
+        "two liars among the stewards blamed the origin",
+    ),
+    (
+        "--seed 479",
+        "nodes that had started again coordinated before they had the list of members",
+    ),
+    (
+        "--seed 481",
+        "a node that may fetch from afar did so once and never again",
+    ),
+    (
         "--seed 788",
         "those that had nothing took all places from those that had all",
     ),

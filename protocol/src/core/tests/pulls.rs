@@ -370,3 +370,39 @@ fn a_rotten_chunk_is_fetched_from_a_neighbour() {
     assert!(!fetched.is_empty());
     assert_eq!(world.read(blob), 10);
 }
+
+#[test]
+fn who_waits_for_a_chunk_that_cannot_be_sent_is_told() {
+    let mut world = World::new(3);
+    world.pull(0, blob(1), 4);
+    let held = world.run_until(SECOND * 5, |world| world.has_all(0, blob(1)));
+    assert!(held.is_some());
+    let (to, index) = (world.nodes[1].peer, 2);
+    let request = Message::Request {
+        blob: blob(1),
+        index,
+    };
+    world.log.clear();
+    world.handle(
+        0,
+        Event::Message {
+            from: to,
+            message: request,
+        },
+    );
+    let unsent = Event::ChunkUnsent {
+        to,
+        blob: blob(1),
+        index,
+    };
+    world.handle(0, unsent);
+    let told = world.logged(|action| match action {
+        Action::Send {
+            message: Message::Busy { index, .. },
+            ..
+        } => Some(*index),
+        _ => None,
+    });
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0].2, index);
+}

@@ -1,10 +1,10 @@
 //! Nodes that start again.
 
-use super::world::{Origin, SECOND, World, blob, hint};
+use super::world::{MS, Origin, SECOND, World, blob, hint};
 use crate::{
     chunk::{Bitfield, Geometry},
-    event::Event,
-    message::{BlobKind, OriginFailure},
+    event::{Action, Event},
+    message::{BlobKind, Message, OriginFailure},
 };
 
 #[test]
@@ -45,4 +45,33 @@ fn what_is_told_of_a_blob_before_the_members_are_known_is_not_lost() {
     world.run(SECOND * 3);
     assert!(world.has_all(0, blob(1)));
     assert!(world.nodes[0].core.pulling().is_empty());
+}
+
+#[test]
+fn a_node_that_starts_again_reads_nothing_before_it_has_the_list_of_members() {
+    let mut world = World::new(5);
+    let blobs: Vec<_> = (1..=8).map(blob).collect();
+    for blob in &blobs {
+        world.pull(1, *blob, 10);
+    }
+    let held = world.run_until(SECOND * 10, |world| {
+        blobs.iter().all(|blob| world.has_all(1, *blob))
+    });
+    assert!(held.is_some());
+    // Lists are long and slow; what they hash to is known at once.
+    world.rule = Box::new(|_, _, message| {
+        let list = matches!(message, Message::Members { .. });
+        Some(if list { MS * 100 } else { MS })
+    });
+    world.log.clear();
+    world.restart(0);
+    for blob in &blobs {
+        world.pull(0, *blob, 10);
+    }
+    let took = world.run_until(SECOND * 10, |world| {
+        blobs.iter().all(|blob| world.has_all(0, *blob))
+    });
+    assert!(took.is_some());
+    let reads = world.logged(|action| matches!(action, Action::ReadOrigin { .. }).then_some(()));
+    assert!(reads.is_empty(), "{} reads of what node 1 has", reads.len());
 }

@@ -1,6 +1,6 @@
 //! The keeper of an upstream, as its stewards see it.
 
-use super::world::{MS, blob, hint};
+use super::world::{MS, SECOND, World, blob, hint};
 use crate::{
     config::Config,
     core::Core,
@@ -84,4 +84,34 @@ fn a_steward_that_wants_none_leaves_all_to_the_others() {
     assert_eq!(keeper.wanted(1, 100, 0), [(1, 8)]);
     assert_eq!(keeper.wanted(2, 100, 0), [(1, 4), (2, 0)]);
     assert_eq!(keeper.wanted(1, 0, 0), [(2, 8)]);
+}
+
+#[test]
+fn a_keeper_that_does_not_answer_is_passed_over() {
+    let mut world = World::new(5);
+    let key = crate::keeper::key(&hint().upstream);
+    let keeper = world.nodes[0].core.ctx.ranks(key)[0];
+    let keeper = world.number(keeper);
+    // It goes on with everything else: SWIM has no reason to call it dead.
+    world.rule = Box::new(move |from, _, message| {
+        let mute = from == keeper && matches!(message, Message::StreamsGranted { .. });
+        (!mute).then_some(MS)
+    });
+    let blobs = (1..).map(blob);
+    let blob = { blobs }
+        .find(|blob| world.ranks(*blob)[0] != keeper)
+        .unwrap();
+    let puller = (keeper + 1) % 5;
+    world.pull(puller, blob, 40);
+    let done = world.run_until(SECOND * 3, |world| world.has_all(puller, blob));
+    assert!(done.is_some(), "{} chunks", world.stored(puller, blob));
+    let granted = world.logged(|action| match action {
+        Action::Send {
+            message: Message::StreamsGranted { streams, .. },
+            ..
+        } => Some(*streams),
+        _ => None,
+    });
+    let by_another = |(_, from, streams): &(Time, usize, u16)| *from != keeper && *streams > 1;
+    assert!(granted.iter().any(by_another), "{granted:?}");
 }
