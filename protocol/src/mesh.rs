@@ -981,6 +981,8 @@ impl Mesh {
             });
         }
         self.joining = Joining::new(ctx.now);
+        // What it read without a steward nobody grants it again.
+        self.fallback_at = self.fallback_at.min(ctx.now + ctx.config.fallback_after);
     }
 
     /// What this node or a neighbour has. One that is left alone, because it stalled or sent wrong
