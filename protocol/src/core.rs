@@ -620,8 +620,11 @@ impl Core {
                 }
             }
             Message::Request { blob, index } => {
+                let held = |(kind, size): &(BlobKind, u64)| {
+                    index < crate::chunk::Geometry::new(*kind, *size).chunks()
+                };
                 let here = self.meshes.get(&blob).map_or_else(
-                    || self.holdings.contains_key(&blob),
+                    || self.holdings.get(&blob).is_some_and(held),
                     |mesh| mesh.have.contains(index),
                 );
                 if here {
@@ -1148,6 +1151,14 @@ impl Core {
             .filter(untried)
             .find(innocent)
             .or_else(|| ranks.iter().find(untried))
+            // All were asked, and some may still be reading: were everyone to read the blob itself
+            // then, a slow origin would have it sent to none. But whoever has asked them twice
+            // trusts nobody else any more.
+            .or_else(|| {
+                let asked = mesh.audited_by.len();
+                let again = ranks.get(asked % ranks.len().max(1));
+                again.filter(|_| asked < 2 * AUDITS)
+            })
             .copied()
             .unwrap_or(ctx.me);
         mesh.suspect(ctx, auditor);

@@ -406,3 +406,28 @@ fn who_waits_for_a_chunk_that_cannot_be_sent_is_told() {
     assert_eq!(told.len(), 1, "{told:?}");
     assert_eq!(told[0].2, index);
 }
+
+#[test]
+fn a_chunk_that_a_held_blob_does_not_have_is_missing() {
+    let mut world = World::new(2);
+    world.pull(0, blob(1), 4);
+    let held = world.run_until(SECOND * 5, |world| world.has_all(0, blob(1)));
+    assert!(held.is_some());
+    // Nobody exchanges it any more: what is held is all that is known of it.
+    world.run(SECOND);
+    let from = world.nodes[1].peer;
+    for index in [4, u32::MAX] {
+        let blob = blob(1);
+        let message = Message::Request { blob, index };
+        world.log.clear();
+        world.handle(0, Event::Message { from, message });
+        let answers = world.logged(|action| match action {
+            Action::Send {
+                message: Message::Missing { index, .. },
+                ..
+            } => Some(*index),
+            _ => None,
+        });
+        assert_eq!(answers.len(), 1, "chunk {index}");
+    }
+}
