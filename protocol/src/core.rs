@@ -592,7 +592,7 @@ impl Core {
             }
             Message::StreamsGranted { blob, streams, .. } => {
                 self.steward(blob, |steward, ctx| {
-                    steward.streams_granted(ctx, from, streams)
+                    steward.streams_granted(ctx, from, streams);
                 });
             }
 
@@ -1328,7 +1328,9 @@ impl Core {
             config: &self.ctx.config,
             outstanding: self.ctx.outstanding,
             links: &self.ctx.links,
-            uploads_queued: self.uploads.queued(),
+            avoided: self.ctx.avoided.len(),
+            acquaintances: self.ctx.acquaintances.len(),
+            uploads: &self.uploads,
             meshes: &self.meshes,
             stewards: &self.stewards,
         }

@@ -5,8 +5,14 @@ use std::collections::BTreeMap;
 use rustc_hash::FxHashMap;
 
 use crate::{
-    config::Config, digest::Digest, directory::Peer, limits::CHUNK_BYTES_MIN, link::Link,
-    mesh::Mesh, steward::Steward,
+    config::Config,
+    digest::Digest,
+    directory::Peer,
+    limits::CHUNK_BYTES_MIN,
+    link::Link,
+    mesh::Mesh,
+    steward::Steward,
+    uploads::{SENT_MAX, Uploads},
 };
 
 /// A broken invariant: its number and what was seen.
@@ -23,7 +29,9 @@ pub(crate) struct View<'a> {
     pub(crate) config: &'a Config,
     pub(crate) outstanding: usize,
     pub(crate) links: &'a FxHashMap<Peer, Link>,
-    pub(crate) uploads_queued: usize,
+    pub(crate) avoided: usize,
+    pub(crate) acquaintances: usize,
+    pub(crate) uploads: &'a Uploads,
     pub(crate) meshes: &'a BTreeMap<Digest, Mesh>,
     pub(crate) stewards: &'a BTreeMap<Digest, Steward>,
 }
@@ -45,6 +53,7 @@ fn ensure(holds: bool, number: u8, what: impl FnOnce() -> String) -> Result<(), 
 /// 4. A mesh has no more neighbours than it may.
 /// 5. A steward has granted no more leases than there may be streams.
 /// 6. A neighbour's chunks are counted right.
+/// 7. What is remembered of peers and uploads has its bound.
 pub(crate) fn check(view: View<'_>) -> Result<(), Broken> {
     let mut in_flight = 0;
     for mesh in view.meshes.values() {
@@ -91,8 +100,19 @@ pub(crate) fn check(view: View<'_>) -> Result<(), Broken> {
         1,
         || format!("{} outstanding", view.outstanding),
     )?;
-    ensure(view.uploads_queued <= view.config.upload_queue, 3, || {
-        format!("{} uploads queued", view.uploads_queued)
+    let queued = view.uploads.queued();
+    ensure(queued <= view.config.upload_queue, 3, || {
+        format!("{queued} uploads queued")
+    })?;
+    let counted = view.uploads.counted();
+    ensure(counted <= SENT_MAX, 7, || {
+        format!("sends of {counted} blobs counted")
+    })?;
+    ensure(view.avoided <= view.links.len(), 7, || {
+        format!("{} peers of {} left alone", view.avoided, view.links.len())
+    })?;
+    ensure(view.acquaintances <= view.config.degree_most(), 7, || {
+        format!("{} acquaintances", view.acquaintances)
     })?;
     for steward in view.stewards.values() {
         ensure(

@@ -42,7 +42,7 @@ pub(crate) struct Uploads {
 }
 
 /// Blobs whose sends are counted: a few images. Forgetting one costs order, nothing else.
-const SENT_MAX: usize = 64;
+pub(crate) const SENT_MAX: usize = 64;
 
 /// A send that takes this long, and four times as long as usual, gives up its slot.
 const STALLED_AFTER: Duration = Duration::from_secs(2);
@@ -222,6 +222,11 @@ impl Uploads {
             self.full = self.active.len() >= slots;
             self.ended_at = ctx.now;
         }
+    }
+
+    /// Blobs whose sends are counted.
+    pub(crate) fn counted(&self) -> usize {
+        self.sent.len()
     }
 
     /// Requests that wait; bounded by [`Config::upload_queue`](crate::config::Config).
