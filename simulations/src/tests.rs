@@ -23,7 +23,7 @@ fn small(name: &str) -> Scenario {
         image.layers = image.layers.min(3);
     }
     // What a fault costs is a larger part of a small image.
-    scenario.limits.copies = scenario.limits.copies.map(|most| most.max(1.05));
+    scenario.limits.copies = scenario.limits.copies.map(|most| most.max(1.1));
     scenario.limits.ratio = scenario.limits.ratio.map(|most| most.max(1.5));
     scenario.limits.p99 = None;
     scenario.limits.control = None;
