@@ -944,7 +944,7 @@ impl Steward {
             return;
         };
         if self.is_keeper_overdue(ctx) && !idle {
-            self.pass_over_keeper(ctx);
+            self.pass_over_keeper(ctx, &upstream);
         }
         let Some(keeper) = self.keeper(ctx, &upstream) else {
             return;
@@ -970,10 +970,14 @@ impl Steward {
 
     /// The best-ranked node that is not known to be silent.
     fn keeper(&self, ctx: &Ctx, upstream: &Upstream) -> Option<Peer> {
-        let silent = self.streams.silent.filter(|(_, until)| *until > ctx.now);
-        let is_silent = |peer: &&Peer| silent.is_some_and(|(silent, _)| silent == **peer);
+        let silent = self.silent_keeper(ctx);
         let ranks = ctx.ranks(keeper::key(upstream));
-        ranks.iter().find(|peer| !is_silent(peer)).copied()
+        ranks.iter().copied().find(|peer| Some(*peer) != silent)
+    }
+
+    fn silent_keeper(&self, ctx: &Ctx) -> Option<Peer> {
+        let (peer, until) = self.streams.silent?;
+        (until > ctx.now).then_some(peer)
     }
 
     fn is_keeper_overdue(&self, ctx: &Ctx) -> bool {
@@ -983,24 +987,15 @@ impl Steward {
 
     /// The keeper does not answer: another one is asked for a while. SWIM takes seconds to call it
     /// dead, and one stream for each blob is a third of what 10 Gbit/s can carry.
-    fn pass_over_keeper(&mut self, ctx: &Ctx) {
-        let passed_over = |(_, until): (Peer, Time)| until > ctx.now;
-        if self.streams.silent.is_some_and(passed_over) {
-            return;
+    fn pass_over_keeper(&mut self, ctx: &Ctx, upstream: &Upstream) {
+        if self.silent_keeper(ctx).is_none() {
+            let until = ctx.now + ctx.config.streams_expiry;
+            self.streams.silent = self.keeper(ctx, upstream).map(|keeper| (keeper, until));
         }
-        let upstream = self.streams.upstream.clone();
-        let keeper = upstream.and_then(|upstream| self.keeper(ctx, &upstream));
-        self.streams.silent = keeper.map(|keeper| (keeper, ctx.now + ctx.config.streams_expiry));
     }
 
     pub(crate) fn streams_granted(&mut self, ctx: &mut Ctx, from: Peer, streams: u16) {
-        if self
-            .streams
-            .silent
-            .is_some_and(|(silent, _)| silent == from)
-        {
-            self.streams.silent = None;
-        }
+        self.streams.silent = self.streams.silent.filter(|(silent, _)| *silent != from);
         self.streams.granted = streams.min(ctx.config.streams_max);
         self.streams.granted_at = ctx.now;
         self.streams.asked = None;

@@ -23,6 +23,22 @@ struct Upload {
     index: u32,
 }
 
+impl Upload {
+    /// Who asked is told to ask elsewhere, and here again after that time.
+    fn refuse(self, ctx: &mut Ctx, retry: Duration) {
+        let Self { to, blob, index } = self;
+        let retry_ms = retry.as_millis() as u32;
+        ctx.send(
+            to,
+            Message::Busy {
+                blob,
+                index,
+                retry_ms,
+            },
+        );
+    }
+}
+
 #[derive(Default)]
 pub(crate) struct Uploads {
     queue: VecDeque<Upload>,
@@ -78,15 +94,7 @@ impl Uploads {
             let step = self.per_chunk().mul_f64(COMES_BACK);
             self.promised = self.promised.max(ctx.now + RETRY_MIN) + step;
             let retry = self.promised.since(ctx.now) + ctx.jitter(step);
-            let retry_ms = retry.as_millis() as u32;
-            ctx.send(
-                to,
-                Message::Busy {
-                    blob,
-                    index,
-                    retry_ms,
-                },
-            );
+            upload.refuse(ctx, retry);
             return;
         }
         self.queue.push_back(upload);
@@ -124,15 +132,7 @@ impl Uploads {
         let failed = Upload { to, blob, index };
         self.active.retain(|(upload, _)| *upload != failed);
         self.full = false;
-        let retry_ms = NO_WAY_RETRY.as_millis() as u32;
-        ctx.send(
-            to,
-            Message::Busy {
-                blob,
-                index,
-                retry_ms,
-            },
-        );
+        failed.refuse(ctx, NO_WAY_RETRY);
         self.start(ctx);
     }
 

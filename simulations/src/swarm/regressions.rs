@@ -36,6 +36,10 @@ pub(super) const REGRESSIONS: &[(&str, &str)] = &[
         "those that had nothing took all places from those that had all",
     ),
     ("--seed 1163", "an auditor that was asleep never went on"),
+    (
+        "--seed 1857",
+        "everyone audited for itself, and a slow origin sent the blob to none",
+    ),
 ];
 
 #[cfg(test)]
