@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use shoal_protocol::{core::Core, message::Message};
+use shoal_protocol::message::Message;
 
 use crate::{
     net::{Net, NodeIndex},
@@ -30,6 +30,8 @@ pub(crate) struct Seen {
     pub(crate) copies: f64,
     /// Bytes of control messages over those of what is pulled.
     pub(crate) control: f64,
+    /// Bytes of memory, where the system tells.
+    pub(crate) memory: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -151,13 +153,6 @@ impl Checkers {
         self.faults.push(format!("{seconds:.3} s:{whom} {fault:?}"));
     }
 
-    pub(crate) fn invariants(&mut self, nanos: u64, host: NodeIndex, core: &Core) {
-        if let Err(broken) = core.check() {
-            let seconds = nanos as f64 / 1e9;
-            self.violation(format!("{seconds:.3} s: node {host}: {broken}"));
-        }
-    }
-
     pub(crate) fn control(&mut self, message: &Message, bytes: u64) {
         self.messages += 1;
         if matches!(
@@ -226,6 +221,11 @@ impl Checkers {
                 "chunks that came though nobody waited, and whose senders were not told",
                 self.uncancelled as f64,
                 limits.uncancelled.map(|most| most as f64),
+            ),
+            (
+                "bytes of memory",
+                seen.memory.map_or(f64::NAN, |bytes| bytes as f64),
+                limits.memory.map(|most| most as f64),
             ),
         ];
         for (what, value, limit) in held {

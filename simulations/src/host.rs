@@ -6,12 +6,9 @@ pub(crate) mod store;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use shoal_protocol::{
-    config::Config,
-    core::Core,
-    directory::{Directory, NodeRecord},
+    directory::NodeRecord,
     event::Event,
     message::{LeaseId, Message},
-    time::Time,
 };
 
 use self::store::Stored;
@@ -50,8 +47,6 @@ pub(crate) struct Pull {
 
 pub(crate) struct Host {
     pub(crate) record: NodeRecord,
-    /// `None` for the origin, and while the process is down.
-    pub(crate) core: Option<Core>,
     pub(crate) state: State,
     /// Rises with every start, so that what was meant for the process before does not reach the
     /// next one.
@@ -91,7 +86,10 @@ pub(crate) struct Host {
     pub(crate) sending: usize,
     /// Chunks that it no longer waits for, and whose senders were not told.
     pub(crate) withdrawn: BTreeSet<(NodeIndex, BlobIndex, u32)>,
-    pub(crate) events: u64,
+    /// Calls of its machine whose answers are to come.
+    pub(crate) calls: u32,
+    /// When its machine wants to be called at the latest, by the world's clock.
+    pub(crate) deadline: u64,
     /// Calls in a row after which the machine wanted to be called again at once.
     pub(crate) spins: u32,
 }
@@ -100,7 +98,6 @@ impl Host {
     pub(crate) fn new(record: NodeRecord, nodes: usize, blobs: usize) -> Self {
         Self {
             record,
-            core: None,
             state: State::Up,
             epoch: 0,
             backlog: Vec::new(),
@@ -126,7 +123,8 @@ impl Host {
             from_origin: 0,
             sending: 0,
             withdrawn: BTreeSet::new(),
-            events: 0,
+            calls: 0,
+            deadline: u64::MAX,
             spins: 0,
         }
     }
@@ -144,23 +142,20 @@ impl Host {
         self.done_at.is_some() || self.state == State::Down || self.lies.as_holder
     }
 
-    /// Starts the process.
-    pub(crate) fn boot(&mut self, config: &Config, directory: &Directory, seed: u64, now: u64) {
+    /// Whether it has a process that may stand still.
+    pub(crate) fn lives(&self) -> bool {
+        self.epoch > 0 && self.state != State::Down
+    }
+
+    /// The process starts.
+    pub(crate) fn boot(&mut self) {
         self.epoch += 1;
         self.record.generation = u64::from(self.epoch);
         self.state = State::Up;
-        self.core = Some(Core::new(
-            config.clone(),
-            self.record.clone(),
-            directory.clone(),
-            seed.wrapping_add(u64::from(self.epoch) << 32),
-            Time::from_nanos(now + self.clock_ahead),
-        ));
     }
 
     /// The process is gone, and with it all but the store.
     pub(crate) fn kill(&mut self) {
-        self.core = None;
         self.state = State::Down;
         self.epoch += 1;
         self.backlog.clear();
@@ -174,6 +169,8 @@ impl Host {
         self.withdrawn.clear();
         self.sending = 0;
         self.spins = 0;
+        self.calls = 0;
+        self.deadline = u64::MAX;
         for stored in self.blobs.iter_mut().flatten() {
             stored.reopened();
         }

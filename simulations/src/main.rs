@@ -10,6 +10,7 @@ mod bytes;
 mod checkers;
 mod comparison;
 mod host;
+mod machines;
 mod net;
 mod plot;
 mod report;
@@ -25,6 +26,11 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use crate::{arguments::Arguments, world::World};
+
+/// A large world is some 100 MB that every event touches at random: on huge pages, which this
+/// allocator asks for and the system's does not, a run takes a quarter less time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[expect(clippy::print_stdout, reason = "the output of a command")]
 fn main() -> anyhow::Result<ExitCode> {

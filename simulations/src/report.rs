@@ -68,6 +68,9 @@ pub(crate) struct Report {
     /// For each tenth of a second the part of the origin's and of the nodes' uplinks in use.
     #[serde(skip)]
     pub(crate) used: Vec<[f64; 2]>,
+    /// Bytes of memory that the process has taken at most, with all that it ran before; where the
+    /// system tells.
+    pub(crate) peak_memory_bytes: Option<u64>,
     /// How much was simulated: steps of the network, and actions of the machines.
     pub(crate) steps: u64,
     pub(crate) actions: u64,
@@ -93,6 +96,16 @@ pub(crate) fn percentile(sorted: &[f64], share: f64) -> f64 {
         .unwrap_or(f64::NAN)
 }
 
+/// Bytes that this process has had in memory at most, as Linux counts them (proc(5), `VmHWM`).
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib * 1024)
+}
+
 impl Report {
     pub(crate) fn new<M, T: Copy, E>(
         scenario: &Scenario,
@@ -115,6 +128,7 @@ impl Report {
             longest: counted.last().copied().unwrap_or(f64::NAN),
             copies: net.sent_bulk(origin) as f64 / once as f64,
             control: control as f64 / pulled.max(1) as f64,
+            memory: peak_memory(),
         };
         checkers.hold(&scenario.limits, &seen);
         let meter = net.meter();
@@ -165,6 +179,7 @@ impl Report {
                 })
                 .collect(),
             finished_seconds: counted,
+            peak_memory_bytes: seen.memory,
             steps: net.steps(),
             actions: trace.actions,
             faults: checkers.faults,
@@ -220,8 +235,11 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "  longest gap {:.2} s, largest holder {:.1} even shares, {} not cancelled",
-            self.longest_gap_seconds, self.holder_most, self.uncancelled
+            "  longest gap {:.2} s, largest holder {:.1} even shares, {} not cancelled, {} MB of memory",
+            self.longest_gap_seconds,
+            self.holder_most,
+            self.uncancelled,
+            self.peak_memory_bytes.unwrap_or_default() / 1_000_000,
         )?;
         if !self.struck_seconds.is_empty() {
             writeln!(

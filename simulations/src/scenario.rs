@@ -83,6 +83,8 @@ pub(crate) struct Limits {
     pub(crate) sending: Option<usize>,
     /// Chunks that came although nobody waited, and whose sender was not told.
     pub(crate) uncancelled: Option<u64>,
+    /// Bytes of memory that the run takes.
+    pub(crate) memory: Option<u64>,
 }
 
 /// An image to be.

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use rand::{SeedableRng as _, rngs::StdRng};
 use shoal_protocol::{
     directory::Directory,
-    event::{Action, Event},
+    event::Event,
     message::{Hint, Message},
 };
 
@@ -28,6 +28,7 @@ use self::{
 use crate::{
     checkers::Checkers,
     host::{BlobIndex, Host},
+    machines::{Machines, Turn},
     net::{Fact, MILLISECOND, Net, NodeIndex, SECOND},
     report::Report,
     scenario::Scenario,
@@ -39,6 +40,8 @@ use crate::{
 enum Happening {
     /// A host's machine asked to be called now.
     Wake(u32),
+    /// A turn ends.
+    Turn,
     /// A host learns a fact, if it is still in that epoch.
     Fact(u32, u32, Box<Event>),
     /// A chunk is checked and written.
@@ -104,9 +107,14 @@ pub(crate) struct World {
     opening: BTreeMap<(NodeIndex, NodeIndex), Vec<Tag>>,
     trace: Trace,
     checkers: Checkers,
-    actions: Vec<Action>,
-    /// Every so many events a machine's invariants are checked.
-    check_every: u64,
+    machines: Machines,
+    /// What the machines are told in this turn, and when it ends.
+    turn: Turn,
+    turn_ends: u64,
+    /// Whether the turn before is being carried out.
+    turn_before: bool,
+    /// Memory for turns to come.
+    spare_turns: Vec<Turn>,
 }
 
 /// The network begins at this time, so that no clock shows zero.
@@ -136,7 +144,11 @@ impl World {
             origin: scenario.nodes,
             wanted: scenario.wanted(),
             liars: scenario.has_liars(),
-            check_every: 64 + content.chunks() / 4,
+            machines: Machines::new(scenario.nodes, 64 + content.chunks()),
+            turn: Turn::default(),
+            turn_ends: 0,
+            turn_before: false,
+            spare_turns: Vec::new(),
             registry: Registry::new(&scenario.origin),
             scenario,
             directory,
@@ -153,7 +165,6 @@ impl World {
             opening: BTreeMap::new(),
             trace: Trace::new(),
             checkers,
-            actions: Vec::new(),
         }
     }
 
@@ -178,14 +189,14 @@ impl World {
         self.boot();
         self.begin();
         let patience = self.scenario.patience().as_nanos() as u64;
-        let ended = self.until(self.began + patience, Self::is_over);
+        let ended = self.until(self.began + patience, |world| world.is_over());
         if !ended {
             self.name_the_stuck();
         }
     }
 
     /// Runs until the condition holds, asked now and then; `false` when the time was up first.
-    fn until(&mut self, limit: u64, done: impl Fn(&Self) -> bool) -> bool {
+    fn until(&mut self, limit: u64, done: impl Fn(&mut Self) -> bool) -> bool {
         let mut look_at = 0;
         loop {
             if self.net.now() >= look_at {
@@ -222,6 +233,7 @@ impl World {
     fn due(&mut self, happening: Happening) {
         match happening {
             Happening::Wake(host) => self.wake(host as usize),
+            Happening::Turn => self.end_turn(),
             Happening::Fact(host, epoch, event) => {
                 if self.hosts[host as usize].epoch == epoch {
                     self.feed(host as usize, *event);

@@ -95,6 +95,9 @@ const NODES_LAN: usize = 16;
 /// Hosts in a rack.
 const RACK: usize = 20;
 
+/// Bytes of memory for each node of a large world: 8 GB for 10,000.
+const NODE_MEMORY: u64 = 800_000;
+
 fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
@@ -166,7 +169,11 @@ impl Scenario {
             settled: nodes > BOOTING_MAX,
             two_views: false,
             config: Config::default(),
-            limits: Limits::default(),
+            limits: Limits {
+                // Below that the program itself counts for more than the nodes.
+                memory: (nodes >= 1000).then_some(NODE_MEMORY * nodes as u64),
+                ..Limits::default()
+            },
             changed: Vec::new(),
         }
     }

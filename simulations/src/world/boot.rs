@@ -2,8 +2,10 @@
 
 use rand::{RngExt as _, rngs::StdRng};
 use shoal_protocol::{
+    core::Core,
     directory::{Directory, NodeId, NodeRecord, Peer, Place},
     event::Event,
+    time::Time,
 };
 
 use super::{BEGINNING, Happening, World};
@@ -89,10 +91,9 @@ impl World {
         let booted = self.net.now();
         let members = self.origin;
         let settled = self.until(booted + BOOT_MAX, |world| {
-            world.hosts[..members].iter().all(|host| {
-                host.core
-                    .as_ref()
-                    .is_some_and(|core| core.members().len() == members)
+            (0..members).all(|host| {
+                let knows = |core: &mut Core| core.member_count() == members;
+                world.machines.with(host, knows).unwrap_or_default()
             })
         });
         self.checkers.ensure(settled, || {
@@ -134,10 +135,11 @@ impl World {
                 .copied()
                 .filter(|peer| peer.0 as usize != host)
                 .collect();
-            if let Some(core) = &mut self.hosts[host].core {
+            let deadline = self.machines.with(host, |core| {
                 core.recall(&others);
-            }
-            self.after_feed(host);
+                core.deadline()
+            });
+            self.wants_call(host, deadline);
         }
     }
 
@@ -145,9 +147,23 @@ impl World {
     pub(super) fn start(&mut self, host: NodeIndex, seed: u64) {
         let mut config = self.scenario.config.clone();
         config.wait_for_members = self.hosts[host].epoch > 0;
-        let now = self.net.now();
-        self.hosts[host].boot(&config, &self.directory, seed, now);
-        self.after_feed(host);
+        self.hosts[host].boot();
+        let Host {
+            record,
+            epoch,
+            clock_ahead,
+            ..
+        } = &self.hosts[host];
+        let core = Core::new(
+            config,
+            record.clone(),
+            self.directory.clone(),
+            seed.wrapping_add(u64::from(*epoch) << 32),
+            Time::from_nanos(self.net.now() + clock_ahead),
+        );
+        let deadline = core.deadline();
+        self.machines.start(host, *epoch, core);
+        self.wants_call(host, Some(deadline));
     }
 
     fn hold_all(&mut self, host: NodeIndex) {

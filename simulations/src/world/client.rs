@@ -27,7 +27,7 @@ impl World {
         let images = self.wanted[id].clone();
         let host = &mut self.hosts[id];
         host.started_at.get_or_insert(now);
-        if host.core.is_none() {
+        if !host.lives() {
             // It was killed before it began; its restart begins the pull.
             return;
         }
@@ -53,7 +53,7 @@ impl World {
         let (digest, kind) = (blob.digest, blob.kind);
         let size = (kind == BlobKind::Blob).then_some(blob.size);
         let host = &mut self.hosts[id];
-        if host.core.is_none() {
+        if !host.lives() {
             return;
         }
         if let Some(pull) = host

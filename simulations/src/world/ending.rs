@@ -28,7 +28,8 @@ impl World {
                 .map(|(stored, blob)| format!("{} {:?}", blob.digest.short(), stored.have))
                 .collect();
             let unasked: usize = host.pulls.iter().map(|pull| pull.next.len()).sum();
-            let leases = host.core.as_ref().map_or(0, |core| core.leases().len());
+            let leases = self.machines.with(id, |core| core.leases().len());
+            let leases = leases.unwrap_or_default();
             let text = format!(
                 "node {id} never finished: {missing:?}, {unasked} layers not asked for, \
                  {leases} leases, {:?}",

@@ -9,6 +9,7 @@ use shoal_protocol::{
 use super::{Happening, World, peer};
 use crate::{
     host::State,
+    machines::{Answer, Call, TURN},
     net::{MILLISECOND, NodeIndex},
 };
 
@@ -16,7 +17,7 @@ use crate::{
 const SPINS_MAX: u32 = 20;
 
 impl World {
-    /// Tells a host's machine a fact and carries out what it wants.
+    /// Tells a host's machine a fact. What it wants is carried out when the next turn ends.
     pub(super) fn feed(&mut self, id: NodeIndex, event: Event) {
         let host = &mut self.hosts[id];
         match host.state {
@@ -29,45 +30,104 @@ impl World {
             }
             State::Down => return,
         }
-        let Some(core) = &mut host.core else { return };
-        let mut actions = std::mem::take(&mut self.actions);
-        let now = self.net.now();
-        core.handle(
-            Time::from_nanos(now + host.clock_ahead),
-            event,
-            &mut actions,
-        );
-        host.events += 1;
-        if host.events.is_multiple_of(self.check_every) {
-            self.checkers
-                .invariants(now - self.began.min(now), id, core);
+        if !host.lives() {
+            return;
         }
-        for action in actions.drain(..) {
+        host.calls += 1;
+        self.turn.add(Call {
+            host: id as u32,
+            epoch: host.epoch,
+            now: Time::from_nanos(self.net.now() + host.clock_ahead),
+            event,
+        });
+        self.turn_goes_on();
+    }
+
+    /// Sees to it that the turn ends.
+    fn turn_goes_on(&mut self) {
+        let now = self.net.now();
+        let ends = now - now % TURN + TURN;
+        if self.turn_ends != ends {
+            self.turn_ends = ends;
+            self.net.at(ends, Happening::Turn);
+        }
+    }
+
+    /// A turn ends. Its calls are carried out while the next one goes on; what the machines wanted
+    /// in the turn before is done.
+    pub(super) fn end_turn(&mut self) {
+        let before = std::mem::take(&mut self.turn_before);
+        if !self.turn.is_empty() {
+            let next = self.spare_turns.pop().unwrap_or_default();
+            let turn = std::mem::replace(&mut self.turn, next);
+            self.machines.begin(turn);
+            self.turn_before = true;
+            self.turn_goes_on();
+        }
+        let answered = if before { self.machines.end() } else { None };
+        if let Some(mut turn) = answered {
+            for part in &mut turn.parts {
+                let mut actions = part.actions.drain(..);
+                for answer in part.answers.drain(..) {
+                    self.answered(answer, &mut actions);
+                }
+            }
+            self.spare_turns.push(turn);
+        }
+    }
+
+    fn answered(&mut self, answer: Answer, actions: &mut impl Iterator<Item = Action>) {
+        let now = self.net.now();
+        let id = answer.host as usize;
+        let actions = actions.take(answer.actions);
+        if self.hosts[id].epoch != answer.epoch {
+            // The process is gone, and what it wanted with it.
+            actions.for_each(drop);
+            return;
+        }
+        for action in actions {
             self.trace.action(now, id, &action);
             self.act(id, action);
         }
-        self.actions = actions;
-        self.after_feed(id);
+        let host = &mut self.hosts[id];
+        // What was just set off may be due at once, but not again and again: a daemon would spin.
+        let at_once = answer.deadline <= answer.now;
+        host.spins = if at_once { host.spins + 1 } else { 0 };
+        let spins = host.spins == SPINS_MAX;
+        let spins = spins.then(|| "spins".to_owned());
+        for what in answer
+            .broken
+            .map(|broken| broken.to_string())
+            .into_iter()
+            .chain(spins)
+        {
+            let seconds = self.seconds();
+            self.checkers
+                .violation(format!("{seconds:.3} s: node {id}: {what}"));
+        }
+        let host = &mut self.hosts[id];
+        host.calls -= 1;
+        if host.calls == 0 {
+            self.wants_call(id, Some(answer.deadline));
+        }
     }
 
-    /// Sees to it that the machine is called when it wants to be.
-    pub(super) fn after_feed(&mut self, id: NodeIndex) {
+    /// Sees to it that a machine is called when it wants to be.
+    pub(super) fn wants_call(&mut self, id: NodeIndex, deadline: Option<Time>) {
         let now = self.net.now();
         let host = &mut self.hosts[id];
-        let Some(core) = &host.core else { return };
-        let at = core.deadline().as_nanos().saturating_sub(host.clock_ahead);
-        // What was just set off may be due at once, but not again and again: a daemon would spin.
-        host.spins = if at <= now { host.spins + 1 } else { 0 };
-        let spins = host.spins;
-        let at = at.max(now + if spins < SPINS_MAX { 1 } else { MILLISECOND });
+        host.deadline = deadline.map_or(u64::MAX, |at| {
+            at.as_nanos().saturating_sub(host.clock_ahead)
+        });
+        let pause = if host.spins < SPINS_MAX {
+            1
+        } else {
+            MILLISECOND
+        };
+        let at = host.deadline.max(now + pause);
         if at < host.wake_at {
             host.wake_at = at;
             self.net.at(at, Happening::Wake(id as u32));
-        }
-        if spins == SPINS_MAX {
-            let seconds = self.seconds();
-            self.checkers
-                .violation(format!("{seconds:.3} s: node {id} spins"));
         }
     }
 
@@ -79,14 +139,15 @@ impl World {
             return;
         }
         host.wake_at = u64::MAX;
-        let due = host
-            .core
-            .as_ref()
-            .is_some_and(|core| core.deadline().as_nanos().saturating_sub(host.clock_ahead) <= now);
-        if due {
+        if host.calls > 0 {
+            // The answer will tell.
+            return;
+        }
+        if host.deadline <= now {
             self.feed(id, Event::Tick);
         } else {
-            self.after_feed(id);
+            host.wake_at = host.deadline;
+            self.net.at(host.deadline, Happening::Wake(id as u32));
         }
     }
 

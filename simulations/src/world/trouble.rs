@@ -215,23 +215,26 @@ impl World {
             .filter(|blob| blob.kind == BlobKind::Blob)
             .map(|blob| blob.digest)
             .collect();
-        let fits = |id: &NodeIndex| {
-            let host = &self.hosts[*id];
-            let Some(core) = &host.core else { return false };
+        let mut fitting = Vec::new();
+        for id in 0..self.origin {
+            let host = &self.hosts[id];
             let transferring = host.started_at.is_some() && host.done_at.is_none();
             // Who alone has everything is spared: nobody could end without it.
-            let only_source = self.registry.away && *id < self.scenario.warm;
-            host.state == State::Up
-                && !host.slow
-                && !only_source
-                && match victim {
-                    Victim::Holder => transferring && !core.leases().is_empty(),
-                    Victim::Steward => core.stewarding().iter().any(|blob| layers.contains(blob)),
-                    Victim::Any => transferring && !host.victim,
-                    Victim::World => false,
-                }
-        };
-        let fitting: Vec<NodeIndex> = (0..self.origin).filter(fits).collect();
+            let only_source = self.registry.away && id < self.scenario.warm;
+            if host.state != State::Up || host.slow || only_source {
+                continue;
+            }
+            let victim_before = host.victim;
+            let fits = self.machines.with(id, |core| match victim {
+                Victim::Holder => transferring && !core.leases().is_empty(),
+                Victim::Steward => core.stewarding().iter().any(|blob| layers.contains(blob)),
+                Victim::Any => transferring && !victim_before,
+                Victim::World => false,
+            });
+            if fits == Some(true) {
+                fitting.push(id);
+            }
+        }
         if fitting.is_empty() {
             return None;
         }
@@ -251,6 +254,7 @@ impl World {
         self.stop_reads(victim, None);
         let bulk: Vec<NodeIndex> = self.hosts[victim].bulk.keys().copied().collect();
         self.hosts[victim].kill();
+        self.machines.stop(victim);
         for other in bulk {
             self.bulk_broken(victim, other);
         }
