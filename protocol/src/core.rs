@@ -11,7 +11,7 @@
 //!
 //! The machine never blocks and never fails. What a peer says is checked for sense here and for
 //! truth by whoever holds the bytes: a chunk enters as [`Event::ChunkStored`] only after its bytes
-//! were checked against its attestation.
+//! were checked against its attestation, and the attestation was [accepted](Core::accepts).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,7 +19,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::Xoshiro256PlusPlus};
 use smallvec::SmallVec;
 
 use crate::{
-    chunk::Bitfield,
+    chunk::{Bitfield, ChunkHash},
     config::Config,
     ctx::Ctx,
     digest::Digest,
@@ -192,6 +192,15 @@ impl Core {
         self.ctx.actions = Vec::new();
         self.members_known();
         self.due = self.next_due();
+    }
+
+    /// Whether a chunk from a peer may be stored, by who signed it and for what hash: not where the
+    /// signer is proven to have lied, nor where an auditor of the blob says otherwise. To be asked
+    /// when the chunk has come; if not, it is [rejected](Event::ChunkRejected), and its sender, which
+    /// may not have heard of it yet, is not to blame.
+    pub fn accepts(&self, blob: &Digest, index: u32, signer: Peer, hash: &ChunkHash) -> bool {
+        let mesh = self.meshes.get(blob);
+        !self.ctx.banned.contains(&signer) && mesh.is_none_or(|mesh| mesh.accepts(index, hash))
     }
 
     /// Takes in a fact and appends what is to be done about it.
@@ -1199,8 +1208,8 @@ impl Core {
         }
     }
 
-    fn audited(&mut self, from: Peer, blob: Digest, hashes: Vec<crate::chunk::ChunkHash>) {
-        let Some(mesh) = self.meshes.get(&blob) else {
+    fn audited(&mut self, from: Peer, blob: Digest, hashes: Vec<ChunkHash>) {
+        let Some(mesh) = self.meshes.get_mut(&blob) else {
             return;
         };
         if !matches!(mesh.phase, Phase::Suspect { asked, .. } if asked == from) {
@@ -1215,6 +1224,7 @@ impl Core {
                 self.discard(blob);
             }
         } else if hashes.len() == mesh.have.len() as usize {
+            mesh.audited(&mut self.ctx, hashes.clone());
             self.ctx.act(Action::DropDiffering { blob, hashes });
         }
     }

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, ops::Range};
 use smallvec::{SmallVec, smallvec};
 
 use crate::{
-    chunk::{Bitfield, Geometry},
+    chunk::{Bitfield, ChunkHash, Geometry},
     ctx::Ctx,
     digest::Digest,
     directory::{Distance, Peer},
@@ -108,6 +108,13 @@ impl Running {
     }
 }
 
+/// What an auditor says of the blob's chunks.
+struct Verdict {
+    hashes: Vec<ChunkHash>,
+    /// The auditor may have lied, and nobody may have such chunks: it is believed until then.
+    until: Time,
+}
+
 /// Where this node stands with the blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -157,6 +164,8 @@ pub(crate) struct Mesh {
     endgame_at: Time,
     /// Whom this node has asked for an audit.
     pub(crate) audited_by: Vec<Peer>,
+    /// What the last of them said.
+    verdict: Option<Verdict>,
 }
 
 /// Leases that a node runs without a steward have this term.
@@ -224,6 +233,7 @@ impl Mesh {
             fallback_leases: 0,
             endgame_at: Time::NEVER,
             audited_by: Vec::new(),
+            verdict: None,
         }
     }
 
@@ -278,6 +288,9 @@ impl Mesh {
                 .min(self.joining.next_at)
                 .min(self.endgame_at)
                 .min(self.meet_at);
+            if let Some(verdict) = &self.verdict {
+                at = at.min(verdict.until);
+            }
             if self.flights.is_empty() && self.leases.is_empty() {
                 at = at.min(self.lost_at);
             }
@@ -296,6 +309,11 @@ impl Mesh {
         self.expire_flights(ctx);
         self.report_leases(ctx);
         if self.takes_from_peers() {
+            let over = |verdict: &mut Verdict| verdict.until <= ctx.now;
+            if self.verdict.take_if(over).is_some() {
+                // What was refused is asked for again.
+                self.look_around(ctx);
+            }
             if self.joining.next_at <= ctx.now {
                 self.join(ctx);
             }
@@ -505,6 +523,7 @@ impl Mesh {
     /// receiver has itself, and so never tell it that we have all.
     pub(crate) fn finish(&mut self, ctx: &mut Ctx) {
         self.phase = Phase::Complete;
+        self.verdict = None;
         let neighbours: Vec<Peer> = self.neighbours.keys().copied().collect();
         for peer in neighbours {
             self.offer(ctx, peer, true);
@@ -836,11 +855,15 @@ impl Mesh {
             return;
         }
         self.have = have;
-        self.supply = Supply::Everyone;
         self.fresh.clear();
         self.progress_at = ctx.now;
-        // The neighbours hear what is left, and say what they have: they did not tell of chunks
-        // that were here when they got theirs.
+        // They did not tell of chunks that were here when they got theirs.
+        self.look_around(ctx);
+    }
+
+    /// The neighbours hear what is here, and say what they have.
+    fn look_around(&mut self, ctx: &mut Ctx) {
+        self.supply = Supply::Everyone;
         let neighbours: Vec<Peer> = self.neighbours.keys().copied().collect();
         for peer in neighbours {
             self.offer(ctx, peer, false);
@@ -1176,11 +1199,30 @@ impl Mesh {
     /// The digest did not match: whom to ask for an audit.
     pub(crate) fn suspect(&mut self, ctx: &mut Ctx, auditor: Peer) {
         self.audited_by.push(auditor);
+        // It led here.
+        self.verdict = None;
         self.phase = Phase::Suspect {
             asked: auditor,
             since: ctx.now,
         };
         self.cancel_requests(ctx);
+    }
+
+    /// The auditor has told the hashes of the chunks. To get anew what is dropped takes an honest
+    /// one's askers no longer than all took before, unless others are slow; a liar gains no more.
+    pub(crate) fn audited(&mut self, ctx: &mut Ctx, hashes: Vec<ChunkHash>) {
+        let patience = AUDIT_PATIENCE.max(ctx.now.since(self.began));
+        self.verdict = Some(Verdict {
+            hashes,
+            until: ctx.now + patience,
+        });
+    }
+
+    /// Whether a chunk with this hash is not known to be wrong.
+    pub(crate) fn accepts(&self, chunk: u32, hash: &ChunkHash) -> bool {
+        self.verdict
+            .as_ref()
+            .is_none_or(|verdict| verdict.hashes.get(chunk as usize) == Some(hash))
     }
 
     pub(crate) fn cancel_requests(&mut self, ctx: &mut Ctx) {
