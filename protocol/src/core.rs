@@ -1153,22 +1153,15 @@ impl Core {
             return;
         };
         let ranks = ctx.stewards(&blob);
-        let untried = |peer: &&Peer| !mesh.audited_by.contains(peer);
+        let untried = |peer: &&Peer| !mesh.auditors.contains_key(peer);
         let innocent = |peer: &&Peer| !implicated.contains(&ctx.directory.id(**peer));
         let auditor = ranks
             .iter()
             .filter(untried)
             .find(innocent)
             .or_else(|| ranks.iter().find(untried))
-            // All were asked, and some may still be reading: were everyone to read the blob itself
-            // then, a slow origin would have it sent to none. But whoever has asked them twice
-            // trusts nobody else any more.
-            .or_else(|| {
-                let asked = mesh.audited_by.len();
-                let again = ranks.get(asked % ranks.len().max(1));
-                again.filter(|_| asked < 2 * AUDITS)
-            })
             .copied()
+            // Whoever has asked them all trusts nobody else any more.
             .unwrap_or(ctx.me);
         mesh.suspect(ctx, auditor);
         let (kind, size, hints) = (mesh.kind, mesh.size.unwrap_or_default(), mesh.hints.clone());
@@ -1212,16 +1205,25 @@ impl Core {
         let Some(mesh) = self.meshes.get_mut(&blob) else {
             return;
         };
-        if !matches!(mesh.phase, Phase::Suspect { asked, .. } if asked == from) {
+        let Phase::Suspect { asked, .. } = mesh.phase else {
+            return;
+        };
+        if mesh.has_verdict() {
+            // What it calls wrong is being dropped.
             return;
         }
+        // One that was given up may still answer: from a slow origin all need as long.
+        let Some(answered @ false) = mesh.auditors.get_mut(&from) else {
+            return;
+        };
+        *answered = true;
         if hashes.is_empty() {
             // What the origin gave to this node and to the auditor is wrong: so says the auditor.
-            // One more has to say so.
-            if mesh.audited_by.len() < AUDITS {
-                self.ask_for_audit(blob, &[]);
-            } else {
+            // Others have to say so.
+            if mesh.auditors.values().filter(|answered| **answered).count() >= AUDITS {
                 self.discard(blob);
+            } else if from == asked {
+                self.ask_for_audit(blob, &[]);
             }
         } else if hashes.len() == mesh.have.len() as usize {
             mesh.audited(&mut self.ctx, hashes.clone());

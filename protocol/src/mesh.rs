@@ -120,8 +120,8 @@ struct Verdict {
 pub(crate) enum Phase {
     /// Chunks are missing.
     Pulling,
-    /// The whole does not have its digest; an audit was asked for at that time.
-    Suspect { asked: Peer, since: Time },
+    /// The whole does not have its digest; an audit was asked for, and another will be then.
+    Suspect { asked: Peer, until: Time },
     /// This node is the auditor: it takes nothing from peers.
     Auditing,
     /// The whole has its digest.
@@ -162,9 +162,9 @@ pub(crate) struct Mesh {
     fallback_at: Time,
     fallback_leases: u32,
     endgame_at: Time,
-    /// Whom this node has asked for an audit.
-    pub(crate) audited_by: Vec<Peer>,
-    /// What the last of them said.
+    /// Whom this node has asked for an audit, and whether it has answered.
+    pub(crate) auditors: BTreeMap<Peer, bool>,
+    /// What one of them said.
     verdict: Option<Verdict>,
 }
 
@@ -189,8 +189,8 @@ const LOST_AFTER: Duration = Duration::from_millis(500);
 /// More neighbours that a node looks for whose own ones have nothing to give.
 const STARVING_ROOM: usize = 2;
 
-/// An auditor that does not answer for so long is replaced.
-const AUDIT_PATIENCE: Duration = Duration::from_secs(30);
+/// For how long an auditor is waited for, and then believed, at least and at most.
+const AUDIT_PATIENCE: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(600)];
 
 impl Mesh {
     pub(crate) fn new(
@@ -232,7 +232,7 @@ impl Mesh {
             fallback_at: ctx.now + ctx.config.fallback_after + fallback_jitter,
             fallback_leases: 0,
             endgame_at: Time::NEVER,
-            audited_by: Vec::new(),
+            auditors: BTreeMap::new(),
             verdict: None,
         }
     }
@@ -274,8 +274,8 @@ impl Mesh {
     /// When [`tick`](Self::tick) next has something to do.
     pub(crate) fn deadline(&self, ctx: &Ctx) -> Time {
         let mut at = Time::NEVER;
-        if let Phase::Suspect { since, .. } = self.phase {
-            at = at.min(since + AUDIT_PATIENCE);
+        if let Phase::Suspect { until, .. } = self.phase {
+            at = at.min(until);
         }
         for running in self.leases.values() {
             at = at.min(running.report_at);
@@ -1198,24 +1198,33 @@ impl Mesh {
 
     /// The digest did not match: whom to ask for an audit.
     pub(crate) fn suspect(&mut self, ctx: &mut Ctx, auditor: Peer) {
-        self.audited_by.push(auditor);
+        self.auditors.insert(auditor, false);
         // It led here.
         self.verdict = None;
         self.phase = Phase::Suspect {
             asked: auditor,
-            since: ctx.now,
+            until: self.audit_patience(ctx),
         };
         self.cancel_requests(ctx);
     }
 
-    /// The auditor has told the hashes of the chunks. To get anew what is dropped takes an honest
-    /// one's askers no longer than all took before, unless others are slow; a liar gains no more.
+    /// Until when an auditor is waited for, or believed. It reads what all have read together, and
+    /// what is dropped comes anew from one node at first: both may take as long as all took up to
+    /// now, and were nobody to wait for it, everyone would read the blob itself. One that lies or is
+    /// silent gains no more than that.
+    fn audit_patience(&self, ctx: &Ctx) -> Time {
+        let [least, most] = AUDIT_PATIENCE;
+        ctx.now + ctx.now.since(self.began).clamp(least, most)
+    }
+
+    /// An auditor has told the hashes of the chunks.
     pub(crate) fn audited(&mut self, ctx: &mut Ctx, hashes: Vec<ChunkHash>) {
-        let patience = AUDIT_PATIENCE.max(ctx.now.since(self.began));
-        self.verdict = Some(Verdict {
-            hashes,
-            until: ctx.now + patience,
-        });
+        let until = self.audit_patience(ctx);
+        self.verdict = Some(Verdict { hashes, until });
+    }
+
+    pub(crate) fn has_verdict(&self) -> bool {
+        self.verdict.is_some()
     }
 
     /// Whether a chunk with this hash is not known to be wrong.
@@ -1241,7 +1250,7 @@ impl Mesh {
     }
 
     pub(crate) fn is_audit_overdue(&self, now: Time) -> bool {
-        matches!(self.phase, Phase::Suspect { since, .. } if now.since(since) >= AUDIT_PATIENCE)
+        matches!(self.phase, Phase::Suspect { until, .. } if until <= now)
     }
 }
 

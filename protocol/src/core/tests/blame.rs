@@ -1,6 +1,6 @@
 //! Who is to blame when the whole does not have its digest.
 
-use super::world::{CHUNK, MS, Origin, SECOND, World, blob, hint};
+use super::world::{CHUNK, MS, Origin, SECOND, World, blob, hash, hint};
 use crate::{
     chunk::ChunkHash,
     directory::Peer,
@@ -303,4 +303,30 @@ fn an_auditor_that_lies_holds_a_pull_up_for_a_while_only() {
     );
     let held = move |world: &World| world.has_all(last, blob(1));
     assert!(world.run_until(SECOND * 10, held).is_some());
+}
+
+#[test]
+fn an_auditor_that_was_given_up_may_still_answer() {
+    let (mut world, last) = all_but_one();
+    let first = finds_it_wrong(&mut world, last);
+    world.run(SECOND * 31);
+    assert_ne!(asked(&world), first, "another is asked");
+    let mut hashes: Vec<ChunkHash> = (0..16).map(|index| hash(blob(1), index, false)).collect();
+    hashes[0] = ChunkHash([9; 32]);
+    answer(&mut world, last, first, hashes);
+    let but_one = move |world: &World| world.stored(last, blob(1)) == 15;
+    assert!(world.run_until(SECOND, but_one).is_some());
+}
+
+#[test]
+fn an_auditor_blames_the_origin_once() {
+    let (mut world, last) = all_but_one();
+    let first = finds_it_wrong(&mut world, last);
+    for _ in 0..4 {
+        answer(&mut world, last, first, Vec::new());
+    }
+    let asks = mismatches(&world);
+    assert_eq!(asks[last], 2, "one other is asked");
+    let failed = world.logged(|action| matches!(action, Action::Failed { .. }).then_some(()));
+    assert!(failed.is_empty(), "one liar blames the origin");
 }

@@ -650,6 +650,6 @@ impl World {
     }
 }
 
-fn hash(blob: Digest, index: u32, wrong: bool) -> ChunkHash {
+pub(super) fn hash(blob: Digest, index: u32, wrong: bool) -> ChunkHash {
     ChunkHash::of(format!("{blob} {index} {wrong}").as_bytes())
 }
