@@ -11,7 +11,7 @@
 //!
 //! The machine never blocks and never fails. What a peer says is checked for sense here and for
 //! truth by whoever holds the bytes: a chunk enters as [`Event::ChunkStored`] only after its bytes
-//! were checked against its attestation.
+//! were checked against its attestation, and the attestation was [accepted](Core::accepts).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,7 +19,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::Xoshiro256PlusPlus};
 use smallvec::SmallVec;
 
 use crate::{
-    chunk::Bitfield,
+    chunk::{Bitfield, ChunkHash},
     config::Config,
     ctx::Ctx,
     digest::Digest,
@@ -192,6 +192,15 @@ impl Core {
         self.ctx.actions = Vec::new();
         self.members_known();
         self.due = self.next_due();
+    }
+
+    /// Whether a chunk from a peer may be stored, by who signed it and for what hash: not where the
+    /// signer is proven to have lied, nor where an auditor of the blob says otherwise. To be asked
+    /// when the chunk has come; if not, it is [rejected](Event::ChunkRejected), and its sender, which
+    /// may not have heard of it yet, is not to blame.
+    pub fn accepts(&self, blob: &Digest, index: u32, signer: Peer, hash: &ChunkHash) -> bool {
+        let mesh = self.meshes.get(blob);
+        !self.ctx.banned.contains(&signer) && mesh.is_none_or(|mesh| mesh.accepts(index, hash))
     }
 
     /// Takes in a fact and appends what is to be done about it.
@@ -1144,22 +1153,15 @@ impl Core {
             return;
         };
         let ranks = ctx.stewards(&blob);
-        let untried = |peer: &&Peer| !mesh.audited_by.contains(peer);
+        let untried = |peer: &&Peer| !mesh.auditors.contains_key(peer);
         let innocent = |peer: &&Peer| !implicated.contains(&ctx.directory.id(**peer));
         let auditor = ranks
             .iter()
             .filter(untried)
             .find(innocent)
             .or_else(|| ranks.iter().find(untried))
-            // All were asked, and some may still be reading: were everyone to read the blob itself
-            // then, a slow origin would have it sent to none. But whoever has asked them twice
-            // trusts nobody else any more.
-            .or_else(|| {
-                let asked = mesh.audited_by.len();
-                let again = ranks.get(asked % ranks.len().max(1));
-                again.filter(|_| asked < 2 * AUDITS)
-            })
             .copied()
+            // Whoever has asked them all trusts nobody else any more.
             .unwrap_or(ctx.me);
         mesh.suspect(ctx, auditor);
         let (kind, size, hints) = (mesh.kind, mesh.size.unwrap_or_default(), mesh.hints.clone());
@@ -1199,22 +1201,32 @@ impl Core {
         }
     }
 
-    fn audited(&mut self, from: Peer, blob: Digest, hashes: Vec<crate::chunk::ChunkHash>) {
-        let Some(mesh) = self.meshes.get(&blob) else {
+    fn audited(&mut self, from: Peer, blob: Digest, hashes: Vec<ChunkHash>) {
+        let Some(mesh) = self.meshes.get_mut(&blob) else {
             return;
         };
-        if !matches!(mesh.phase, Phase::Suspect { asked, .. } if asked == from) {
+        let Phase::Suspect { asked, .. } = mesh.phase else {
+            return;
+        };
+        if mesh.has_verdict() {
+            // What it calls wrong is being dropped.
             return;
         }
+        // One that was given up may still answer: from a slow origin all need as long.
+        let Some(answered @ false) = mesh.auditors.get_mut(&from) else {
+            return;
+        };
+        *answered = true;
         if hashes.is_empty() {
             // What the origin gave to this node and to the auditor is wrong: so says the auditor.
-            // One more has to say so.
-            if mesh.audited_by.len() < AUDITS {
-                self.ask_for_audit(blob, &[]);
-            } else {
+            // Others have to say so.
+            if mesh.auditors.values().filter(|answered| **answered).count() >= AUDITS {
                 self.discard(blob);
+            } else if from == asked {
+                self.ask_for_audit(blob, &[]);
             }
         } else if hashes.len() == mesh.have.len() as usize {
+            mesh.audited(&mut self.ctx, hashes.clone());
             self.ctx.act(Action::DropDiffering { blob, hashes });
         }
     }

@@ -122,7 +122,7 @@ pub enum Event {
         /// The chunk.
         index: u32,
         /// Whether it is the sender's or the way's fault; `false` when this node could not store
-        /// it, or its signer is banned: the sender cannot know that yet.
+        /// it, or does not [accept](crate::core::Core::accepts) it: the sender may not know yet.
         corrupt: bool,
     },
     /// A chunk left this node.
@@ -305,7 +305,8 @@ pub enum Action {
         blob: Digest,
     },
     /// Drop every chunk whose hash is not the one given, keep the attestations of those as
-    /// evidence, and report [`Event::Dropped`].
+    /// evidence, and report [`Event::Dropped`]. The machine itself does not
+    /// [accept](crate::core::Core::accepts) such chunks anew.
     DropDiffering {
         /// The blob.
         blob: Digest,

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, ops::Range};
 use smallvec::{SmallVec, smallvec};
 
 use crate::{
-    chunk::{Bitfield, Geometry},
+    chunk::{Bitfield, ChunkHash, Geometry},
     ctx::Ctx,
     digest::Digest,
     directory::{Distance, Peer},
@@ -108,13 +108,20 @@ impl Running {
     }
 }
 
+/// What an auditor says of the blob's chunks.
+struct Verdict {
+    hashes: Vec<ChunkHash>,
+    /// The auditor may have lied, and nobody may have such chunks: it is believed until then.
+    until: Time,
+}
+
 /// Where this node stands with the blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     /// Chunks are missing.
     Pulling,
-    /// The whole does not have its digest; an audit was asked for at that time.
-    Suspect { asked: Peer, since: Time },
+    /// The whole does not have its digest; an audit was asked for, and another will be then.
+    Suspect { asked: Peer, until: Time },
     /// This node is the auditor: it takes nothing from peers.
     Auditing,
     /// The whole has its digest.
@@ -155,8 +162,10 @@ pub(crate) struct Mesh {
     fallback_at: Time,
     fallback_leases: u32,
     endgame_at: Time,
-    /// Whom this node has asked for an audit.
-    pub(crate) audited_by: Vec<Peer>,
+    /// Whom this node has asked for an audit, and whether it has answered.
+    pub(crate) auditors: BTreeMap<Peer, bool>,
+    /// What one of them said.
+    verdict: Option<Verdict>,
 }
 
 /// Leases that a node runs without a steward have this term.
@@ -180,8 +189,8 @@ const LOST_AFTER: Duration = Duration::from_millis(500);
 /// More neighbours that a node looks for whose own ones have nothing to give.
 const STARVING_ROOM: usize = 2;
 
-/// An auditor that does not answer for so long is replaced.
-const AUDIT_PATIENCE: Duration = Duration::from_secs(30);
+/// For how long an auditor is waited for, and then believed, at least and at most.
+const AUDIT_PATIENCE: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(600)];
 
 impl Mesh {
     pub(crate) fn new(
@@ -223,7 +232,8 @@ impl Mesh {
             fallback_at: ctx.now + ctx.config.fallback_after + fallback_jitter,
             fallback_leases: 0,
             endgame_at: Time::NEVER,
-            audited_by: Vec::new(),
+            auditors: BTreeMap::new(),
+            verdict: None,
         }
     }
 
@@ -264,8 +274,8 @@ impl Mesh {
     /// When [`tick`](Self::tick) next has something to do.
     pub(crate) fn deadline(&self, ctx: &Ctx) -> Time {
         let mut at = Time::NEVER;
-        if let Phase::Suspect { since, .. } = self.phase {
-            at = at.min(since + AUDIT_PATIENCE);
+        if let Phase::Suspect { until, .. } = self.phase {
+            at = at.min(until);
         }
         for running in self.leases.values() {
             at = at.min(running.report_at);
@@ -278,6 +288,9 @@ impl Mesh {
                 .min(self.joining.next_at)
                 .min(self.endgame_at)
                 .min(self.meet_at);
+            if let Some(verdict) = &self.verdict {
+                at = at.min(verdict.until);
+            }
             if self.flights.is_empty() && self.leases.is_empty() {
                 at = at.min(self.lost_at);
             }
@@ -296,6 +309,11 @@ impl Mesh {
         self.expire_flights(ctx);
         self.report_leases(ctx);
         if self.takes_from_peers() {
+            let over = |verdict: &mut Verdict| verdict.until <= ctx.now;
+            if self.verdict.take_if(over).is_some() {
+                // What was refused is asked for again.
+                self.look_around(ctx);
+            }
             if self.joining.next_at <= ctx.now {
                 self.join(ctx);
             }
@@ -505,6 +523,7 @@ impl Mesh {
     /// receiver has itself, and so never tell it that we have all.
     pub(crate) fn finish(&mut self, ctx: &mut Ctx) {
         self.phase = Phase::Complete;
+        self.verdict = None;
         let neighbours: Vec<Peer> = self.neighbours.keys().copied().collect();
         for peer in neighbours {
             self.offer(ctx, peer, true);
@@ -836,11 +855,15 @@ impl Mesh {
             return;
         }
         self.have = have;
-        self.supply = Supply::Everyone;
         self.fresh.clear();
         self.progress_at = ctx.now;
-        // The neighbours hear what is left, and say what they have: they did not tell of chunks
-        // that were here when they got theirs.
+        // They did not tell of chunks that were here when they got theirs.
+        self.look_around(ctx);
+    }
+
+    /// The neighbours hear what is here, and say what they have.
+    fn look_around(&mut self, ctx: &mut Ctx) {
+        self.supply = Supply::Everyone;
         let neighbours: Vec<Peer> = self.neighbours.keys().copied().collect();
         for peer in neighbours {
             self.offer(ctx, peer, false);
@@ -1175,12 +1198,40 @@ impl Mesh {
 
     /// The digest did not match: whom to ask for an audit.
     pub(crate) fn suspect(&mut self, ctx: &mut Ctx, auditor: Peer) {
-        self.audited_by.push(auditor);
+        self.auditors.insert(auditor, false);
+        // It led here.
+        self.verdict = None;
         self.phase = Phase::Suspect {
             asked: auditor,
-            since: ctx.now,
+            until: self.audit_patience(ctx),
         };
         self.cancel_requests(ctx);
+    }
+
+    /// Until when an auditor is waited for, or believed. It reads what all have read together, and
+    /// what is dropped comes anew from one node at first: both may take as long as all took up to
+    /// now, and were nobody to wait for it, everyone would read the blob itself. One that lies or is
+    /// silent gains no more than that.
+    fn audit_patience(&self, ctx: &Ctx) -> Time {
+        let [least, most] = AUDIT_PATIENCE;
+        ctx.now + ctx.now.since(self.began).clamp(least, most)
+    }
+
+    /// An auditor has told the hashes of the chunks.
+    pub(crate) fn audited(&mut self, ctx: &mut Ctx, hashes: Vec<ChunkHash>) {
+        let until = self.audit_patience(ctx);
+        self.verdict = Some(Verdict { hashes, until });
+    }
+
+    pub(crate) fn has_verdict(&self) -> bool {
+        self.verdict.is_some()
+    }
+
+    /// Whether a chunk with this hash is not known to be wrong.
+    pub(crate) fn accepts(&self, chunk: u32, hash: &ChunkHash) -> bool {
+        self.verdict
+            .as_ref()
+            .is_none_or(|verdict| verdict.hashes.get(chunk as usize) == Some(hash))
     }
 
     pub(crate) fn cancel_requests(&mut self, ctx: &mut Ctx) {
@@ -1199,7 +1250,7 @@ impl Mesh {
     }
 
     pub(crate) fn is_audit_overdue(&self, now: Time) -> bool {
-        matches!(self.phase, Phase::Suspect { since, .. } if now.since(since) >= AUDIT_PATIENCE)
+        matches!(self.phase, Phase::Suspect { until, .. } if until <= now)
     }
 }
 

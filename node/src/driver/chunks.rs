@@ -26,11 +26,11 @@ impl Driver {
             .and_then(|fetch| fetch.blob.borrow().clone());
         let parts = Arc::clone(&self.parts);
         let signer = parts.directory.lookup(&attestation.signer);
-        // The sender of what a liar signed need not have heard of it yet.
-        let banned = signer.is_some_and(|signer| self.core.banned().contains(&signer));
+        let accepted =
+            signer.is_none_or(|signer| self.core.accepts(&blob, index, signer, &attestation.hash));
         tokio::spawn(async move {
-            let Some(stored) = stored.filter(|_| !banned) else {
-                // The pull has ended meanwhile, or the signer is cast out.
+            let Some(stored) = stored.filter(|_| accepted) else {
+                // The pull has ended meanwhile, or what is vouched for is known to be wrong.
                 let event = Event::ChunkRejected {
                     from,
                     blob,

@@ -40,6 +40,10 @@ pub(super) const REGRESSIONS: &[(&str, &str)] = &[
         "--seed 1857",
         "everyone audited for itself, and a slow origin sent the blob to none",
     ),
+    (
+        "--seed 3122",
+        "what an audit had found wrong came again from those who had not heard of it",
+    ),
 ];
 
 #[cfg(test)]

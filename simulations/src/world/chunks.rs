@@ -266,8 +266,12 @@ impl World {
         }
         let blob = self.content.blob(index_of_blob).digest;
         let len = self.content.chunk_len(index_of_blob, index);
-        let banned = host.banned.contains(&(signer as usize));
-        if let (Some(from), true) = (from, bytes == Bytes::Corrupt || banned) {
+        let accepted = signer == u32::MAX
+            || host.core.as_ref().is_none_or(|core| {
+                let hash = super::trouble::hash(&blob, index, bytes == Bytes::Wrong);
+                core.accepts(&blob, index, peer(signer as usize), &hash)
+            });
+        if let (Some(from), true) = (from, bytes == Bytes::Corrupt || !accepted) {
             let rejected = Event::ChunkRejected {
                 from: peer(from),
                 blob,

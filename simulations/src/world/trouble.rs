@@ -333,7 +333,7 @@ impl World {
             .is_some_and(|stored| stored.verified);
         if verified {
             let chunks = self.content.blob(index).geometry().chunks();
-            let hashes = (0..chunks).map(|chunk| right_hash(blob, chunk)).collect();
+            let hashes = (0..chunks).map(|chunk| hash(blob, chunk, false)).collect();
             let blob = *blob;
             self.send(from, to, Message::Audited { blob, hashes });
         }
@@ -344,7 +344,7 @@ impl World {
         let blob = self.content.blob(index).digest;
         for (chunk, liar) in evidence {
             let len = self.content.chunk_len(index, *chunk);
-            let wrong = ChunkHash([0xee; 32]);
+            let wrong = hash(&blob, *chunk, true);
             // Signatures are not checked here; the key is nobody's.
             let key = SigningKey::from_bytes(&[1; 32]);
             let mut attestation = Attestation::sign(&key, &blob, *chunk, wrong, len);
@@ -370,7 +370,7 @@ impl World {
         let verified = self.hosts[id]
             .blob(held)
             .is_some_and(|stored| stored.verified);
-        if verified && attestation.hash != right_hash(blob, index) {
+        if verified && attestation.hash != hash(blob, index, false) {
             let lied = Event::Lied {
                 signer: attestation.signer,
                 blob: *blob,
@@ -395,8 +395,11 @@ impl World {
     }
 }
 
-/// What a chunk's hash is where its bytes are right.
-fn right_hash(blob: &Digest, index: u32) -> ChunkHash {
+/// The hash that a chunk's signer vouches for: all liars tell the same lie.
+pub(super) fn hash(blob: &Digest, index: u32, lie: bool) -> ChunkHash {
+    if lie {
+        return ChunkHash([0xee; 32]);
+    }
     let mut hash = [0; 32];
     hash[..8].copy_from_slice(&blob.prefix().to_be_bytes());
     hash[8..12].copy_from_slice(&index.to_be_bytes());

@@ -454,8 +454,24 @@ impl World {
         let Some(chunk) = held.and_then(|held| held.chunks.get(&index)).copied() else {
             return;
         };
-        if self.nodes[node].expected.contains(&(sender, blob, index)) {
+        if !self.nodes[node].expected.contains(&(sender, blob, index)) {
+            return;
+        }
+        let signer = self.nodes[chunk.signer].peer;
+        let hash = hash(blob, index, chunk.wrong);
+        if self.nodes[node].core.accepts(&blob, index, signer, &hash) {
             self.store(node, Some(sender), blob, index, chunk);
+        } else {
+            let (from, corrupt) = (sender, false);
+            self.handle(
+                node,
+                Event::ChunkRejected {
+                    from,
+                    blob,
+                    index,
+                    corrupt,
+                },
+            );
         }
     }
 
@@ -634,6 +650,6 @@ impl World {
     }
 }
 
-fn hash(blob: Digest, index: u32, wrong: bool) -> ChunkHash {
+pub(super) fn hash(blob: Digest, index: u32, wrong: bool) -> ChunkHash {
     ChunkHash::of(format!("{blob} {index} {wrong}").as_bytes())
 }
