@@ -1,6 +1,6 @@
 //! Chunks on their way between stores.
 
-use shoal_protocol::event::Event;
+use shoal_protocol::{core::Core, event::Event};
 
 use super::{Happening, World, connections::RESET, peer};
 use crate::{
@@ -266,11 +266,12 @@ impl World {
         }
         let blob = self.content.blob(index_of_blob).digest;
         let len = self.content.chunk_len(index_of_blob, index);
-        let accepted = signer == u32::MAX
-            || host.core.as_ref().is_none_or(|core| {
-                let hash = super::trouble::hash(&blob, index, bytes == Bytes::Wrong);
-                core.accepts(&blob, index, peer(signer as usize), &hash)
-            });
+        let accepted = signer == u32::MAX || {
+            let hash = super::trouble::hash(&blob, index, bytes == Bytes::Wrong);
+            let accepts =
+                |core: &mut Core| core.accepts(&blob, index, peer(signer as usize), &hash);
+            self.machines.with(id, accepts) != Some(false)
+        };
         if let (Some(from), true) = (from, bytes == Bytes::Corrupt || !accepted) {
             let rejected = Event::ChunkRejected {
                 from: peer(from),
