@@ -540,7 +540,13 @@ impl Core {
                 self.welcome(from, blob, size, &peers, failure);
             }
             Message::Acting { blob, .. } => {
-                if let Some(mesh) = self.meshes.get_mut(&blob) {
+                if let Some((kind, size)) = self.holdings.get(&blob).copied() {
+                    let announce = Message::Announce {
+                        held: vec![(blob, kind, size)],
+                        dropped: Vec::new(),
+                    };
+                    ctx.send(from, announce);
+                } else if let Some(mesh) = self.meshes.get_mut(&blob) {
                     mesh.joining.hurry(ctx.now);
                 }
             }

@@ -188,6 +188,12 @@ impl Ctx {
         self.avoid(peer, until);
     }
 
+    /// Whether a peer counts as having nothing.
+    pub(crate) fn is_shunned(&self, peer: Peer) -> bool {
+        let link = self.links.get(&peer);
+        link.is_some_and(|link| link.shunned_until > self.now)
+    }
+
     /// A peer left a request unanswered: it is left alone for a while, each time for longer.
     pub(crate) fn stalled(&mut self, peer: Peer, stuck: bool) {
         let (now, penalty) = (self.now, self.config.stall_penalty);

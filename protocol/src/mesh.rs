@@ -1013,8 +1013,7 @@ impl Mesh {
     fn near(&self, ctx: &Ctx) -> Bitfield {
         let mut near = self.have.clone();
         for (peer, neighbour) in &self.neighbours {
-            let link = ctx.links.get(peer);
-            if link.is_none_or(|link| link.shunned_until <= ctx.now) {
+            if !ctx.is_shunned(*peer) {
                 near.union_with(&neighbour.have);
             }
         }

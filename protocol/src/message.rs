@@ -191,7 +191,8 @@ pub enum Message<P = Peer> {
         /// Why nobody can read it, when no holder and no origin is left to try.
         failure: Option<OriginFailure>,
     },
-    /// "I act as steward of this blob now": everyone who pulls it joins again at once.
+    /// "I act as steward of this blob": everyone who pulls it joins again at once, and who holds it
+    /// says so.
     Acting {
         /// The blob.
         blob: Digest,

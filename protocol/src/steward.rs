@@ -553,11 +553,16 @@ impl Steward {
         }
     }
 
-    /// The connection to a peer broke. It may come back; until then what it alone has is lost.
+    /// The connection to a peer broke. It may come back; until then what it alone has is lost to
+    /// those who pull. While nobody does, an idle connection was closed and nothing is lost.
     pub(crate) fn disconnected(&mut self, ctx: &mut Ctx, peer: Peer) {
         let holds = self.grants.values().any(|grant| grant.holder == peer);
         self.grants.retain(|_, grant| grant.holder != peer);
-        self.providers.remove(&peer);
+        if self.acting && !self.joiners.is_empty() && self.providers.remove(&peer) {
+            // If it can be reached it says again that it holds the blob.
+            let (blob, term) = (self.blob, self.term);
+            ctx.send(peer, Message::Acting { blob, term });
+        }
         let Some(joiner) = self.joiners.get_mut(&peer) else {
             return;
         };
@@ -898,17 +903,22 @@ impl Steward {
             for draw in 0..DRAWS * 8 {
                 let random = self.order[ctx.rng.random_range(0..self.order.len())];
                 let peer = wanted_by.filter(|_| draw == 0).unwrap_or(random);
-                if is_able(ctx, peer, &self.joiners[&peer]) && active(peer) == 0 {
+                let able = is_able(ctx, peer, &self.joiners[&peer]) && !ctx.is_shunned(peer);
+                if able && active(peer) == 0 {
                     return Some(peer);
                 }
             }
         }
-        let able: Vec<(Peer, usize, u32)> = self
+        let mut able: Vec<(Peer, usize, u32)> = self
             .joiners
             .iter()
             .filter(|(peer, joiner)| is_able(ctx, **peer, joiner))
             .map(|(peer, joiner)| (*peer, active(*peer), joiner.completed))
             .collect();
+        // What a node reads is of no use to others who cannot have it from it.
+        if able.iter().any(|(peer, ..)| !ctx.is_shunned(*peer)) {
+            able.retain(|(peer, ..)| !ctx.is_shunned(*peer));
+        }
         let share = usize::from(streams).div_ceil(able.len().max(1));
         let below_cap = |(_, active, completed): &(Peer, usize, u32)| {
             *active < share.min(2 + *completed as usize)

@@ -26,6 +26,63 @@ fn a_steward_that_starts_again_unnoticed_hears_of_the_holders() {
     assert!(took.is_some(), "nobody tells the puller who has the blob");
 }
 
+/// A world in which node `holder` holds `blob(1)`, which no other has, and the origin is away.
+fn one_holder(count: usize) -> (World, usize, usize) {
+    let mut world = World::new(count);
+    let steward = world.ranks(blob(1))[0];
+    let holder = (0..count)
+        .find(|node| !world.ranks(blob(1)).contains(node))
+        .unwrap();
+    world.pull(holder, blob(1), 10);
+    let held = world.run_until(SECOND * 5, |world| world.has_all(holder, blob(1)));
+    assert!(held.is_some());
+    // Who only pulled it is forgotten by the stewards.
+    world.run(SECOND * 2);
+    for node in &mut world.nodes {
+        node.origin = Origin::Fails(OriginFailure::Failed("away".to_owned()));
+    }
+    (world, steward, holder)
+}
+
+fn disconnect(world: &mut World, a: usize, b: usize) {
+    let (peer_a, peer_b) = (world.nodes[a].peer, world.nodes[b].peer);
+    world.event(a, Event::Disconnected(peer_b));
+    world.event(b, Event::Disconnected(peer_a));
+}
+
+#[test]
+fn a_steward_knows_the_holders_to_whom_it_has_no_connection() {
+    let (mut world, steward, holder) = one_holder(6);
+    for rank in world.ranks(blob(1)) {
+        disconnect(&mut world, rank, holder);
+    }
+    world.run(SECOND);
+    let puller = (0..6).find(|node| *node != steward && *node != holder);
+    let puller = puller.unwrap();
+    world.pull(puller, blob(1), 10);
+    let took = world.run_until(SECOND * 5, |world| world.has_all(puller, blob(1)));
+    assert!(
+        took.is_some(),
+        "an idle connection was closed, and the holder forgotten"
+    );
+}
+
+#[test]
+fn a_holder_that_was_cut_off_during_a_pull_is_found_again() {
+    let (mut world, steward, holder) = one_holder(6);
+    let puller = (0..6).find(|node| *node != steward && *node != holder);
+    let puller = puller.unwrap();
+    world.chunk_time = MS * 200;
+    world.pull(puller, blob(1), 10);
+    world.run(MS * 500);
+    assert!(!world.has_all(puller, blob(1)));
+    for other in (0..6).filter(|other| *other != holder) {
+        disconnect(&mut world, other, holder);
+    }
+    let took = world.run_until(SECOND * 8, |world| world.has_all(puller, blob(1)));
+    assert!(took.is_some(), "nobody tells the puller who has the blob");
+}
+
 #[test]
 fn what_is_told_of_a_blob_before_the_members_are_known_is_not_lost() {
     let mut world = World::new(3);
