@@ -1133,17 +1133,17 @@ impl Mesh {
     fn report_lost(&mut self, ctx: &mut Ctx) {
         self.lost_at = ctx.now + Duration::from_secs(1);
         self.supply = Supply::Everyone;
+        let mut missing = Bitfield::full(self.have.len());
+        missing.subtract(&self.near(ctx));
+        if missing.count() == 0 || ctx.config.makes(Mutation::NoLost) {
+            return;
+        }
+        // A neighbour that took this node for dead tells it nothing any more: whoever is none says
+        // so, and makes room for others.
+        self.look_around(ctx);
         let Some(steward) = self.joining.acting else {
             return;
         };
-        if ctx.config.makes(Mutation::NoLost) {
-            return;
-        }
-        let mut missing = Bitfield::full(self.have.len());
-        missing.subtract(&self.near(ctx));
-        if missing.count() == 0 {
-            return;
-        }
         let chunks: Vec<u32> = missing.iter().take(LOST_MAX).collect();
         ctx.send(
             steward,

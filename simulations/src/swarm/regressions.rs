@@ -32,10 +32,18 @@ pub(super) const REGRESSIONS: &[(&str, &str)] = &[
         "a node that may fetch from afar did so once and never again",
     ),
     (
+        "--seed 773",
+        "who sent wrong bytes was leased all that others then lacked",
+    ),
+    (
         "--seed 788",
         "those that had nothing took all places from those that had all",
     ),
     ("--seed 1163", "an auditor that was asleep never went on"),
+    (
+        "--seed 1532",
+        "neighbours that had taken a node for dead told it nothing, and kept its places",
+    ),
     (
         "--seed 1857",
         "everyone audited for itself, and a slow origin sent the blob to none",
@@ -43,6 +51,10 @@ pub(super) const REGRESSIONS: &[(&str, &str)] = &[
     (
         "--seed 3122",
         "what an audit had found wrong came again from those who had not heard of it",
+    ),
+    (
+        "--seed 5587",
+        "a steward forgot the holders to whom its connection broke",
     ),
 ];
 
