@@ -399,6 +399,10 @@ impl Mesh {
     fn has_room(&self, ctx: &Ctx, peer: Peer, accepted: bool) -> bool {
         let taken = self.neighbours.keys().chain(self.offered.keys());
         let config = &ctx.config;
+        // They may have become neighbours when the view, and who is near in it, was another.
+        if taken.clone().count() >= config.degree_most() {
+            return false;
+        }
         if ctx.view.rack().len() == 0 {
             let most = if accepted {
                 config.degree_max

@@ -69,6 +69,11 @@ impl Arguments {
             .iter()
             .all(|image| image.layers > 0 && image.bytes > 0);
         anyhow::ensure!(has_bytes, "an image has layers");
+        let config = &scenario.config;
+        anyhow::ensure!(
+            config.lease_bytes_min <= config.lease_bytes_max,
+            "lease_bytes_min is more than lease_bytes_max; set both"
+        );
         Ok(scenario)
     }
 }
