@@ -65,6 +65,9 @@ const HOLD: Duration = Duration::from_secs(15);
 /// Throttled requests within so long are one event.
 const THROTTLED_TOGETHER: Duration = Duration::from_secs(2);
 
+/// How long it is remembered that the origin refused streams, while nobody wants any.
+const THROTTLED_REMEMBERED: Duration = Duration::from_secs(120);
+
 /// Fewer streams are never tried than this.
 const STREAMS_MIN: u16 = 4;
 
@@ -149,10 +152,14 @@ impl Keeper {
         }
     }
 
+    /// Whether nothing is lost when it is forgotten: nobody has streams, and the origin has not asked
+    /// for a pause lately. The layers of an image are pulled one after the other; each would meet
+    /// the same refusals anew.
     pub(crate) fn is_idle(&self, now: Time, expiry: Duration) -> bool {
-        self.clients
-            .values()
-            .all(|client| now.since(client.heard) >= expiry)
+        let mut clients = self.clients.values();
+        let throttled = self.throttled_at > Time::ZERO;
+        clients.all(|client| now.since(client.heard) >= expiry)
+            && !(throttled && now.since(self.throttled_at) < THROTTLED_REMEMBERED)
     }
 
     fn adjust(&mut self, ctx: &Ctx) {
