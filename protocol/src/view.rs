@@ -179,6 +179,12 @@ impl View {
                     changed.keys.push(*key);
                 }
             }
+        } else {
+            // It was started again before anyone missed it, and as a steward knows nothing any more.
+            let ranked = |ranking: &Ranking| ranking.iter().any(|(_, ranked)| *ranked == peer);
+            let rankings = self.rankings.get_mut().iter();
+            let concerned = rankings.filter(|(_, ranking)| ranked(ranking));
+            changed.keys.extend(concerned.map(|(key, _)| *key));
         }
         changed
     }

@@ -57,6 +57,14 @@ pub(super) const REGRESSIONS: &[(&str, &str)] = &[
         "what an audit had found wrong came again from those who had not heard of it",
     ),
     (
+        "--seed 3776",
+        "every layer met the refusals of an origin that gives one stream anew",
+    ),
+    (
+        "--seed 3859",
+        "two stewards started again, and no holder told them what it holds",
+    ),
+    (
         "--seed 5587",
         "a steward forgot the holders to whom its connection broke",
     ),

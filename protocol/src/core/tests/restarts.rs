@@ -44,6 +44,21 @@ fn one_holder(count: usize) -> (World, usize, usize) {
     (world, steward, holder)
 }
 
+#[test]
+fn stewards_that_all_start_again_unnoticed_hear_of_the_holder() {
+    let (mut world, _, holder) = one_holder(6);
+    let ranks = world.ranks(blob(1));
+    for rank in ranks.clone() {
+        world.restart(rank);
+    }
+    world.run(SECOND * 2);
+    let puller = (0..6).find(|node| *node != holder && !ranks.contains(node));
+    let puller = puller.unwrap();
+    world.pull(puller, blob(1), 10);
+    let took = world.run_until(SECOND * 5, |world| world.has_all(puller, blob(1)));
+    assert!(took.is_some(), "nobody tells the puller who has the blob");
+}
+
 fn disconnect(world: &mut World, a: usize, b: usize) {
     let (peer_a, peer_b) = (world.nodes[a].peer, world.nodes[b].peer);
     world.event(a, Event::Disconnected(peer_b));
