@@ -97,7 +97,7 @@ type Ranking = SmallVec<[(u64, Peer); RANKS + 1]>;
 /// forgotten, and computed again when asked for.
 const RANKINGS_MAX: usize = 65_536;
 
-/// Which rankings a change of the view changed.
+/// The rankings that are others now, or in which a member has started again.
 #[derive(Debug, Default)]
 pub(crate) struct Changed {
     /// These keys.
@@ -165,7 +165,7 @@ impl View {
         peer == self.me.0 || self.live.contains(peer)
     }
 
-    /// A member is live.
+    /// A member is live, or lives again.
     pub(crate) fn joined(&mut self, peer: Peer) -> Changed {
         let mut changed = Changed {
             others: self.forgot,
@@ -383,11 +383,13 @@ mod tests {
             let keys = [1, 99, u64::MAX / 3];
             for (up, peer) in changes {
                 let before = keys.map(|key| view.ranks(key));
+                let again = up && view.is_live(Peer(peer));
                 let changed = if up { view.joined(Peer(peer)) } else { view.left(Peer(peer)) };
                 for (key, before) in keys.into_iter().zip(before) {
                     let now = view.ranks(key);
                     prop_assert_eq!(&now, &reckoned(&view, key));
-                    prop_assert_eq!(changed.concerns(key), now != before);
+                    let knows_nothing = again && now.contains(&Peer(peer));
+                    prop_assert_eq!(changed.concerns(key), now != before || knows_nothing);
                 }
             }
         }
