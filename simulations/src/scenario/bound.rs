@@ -1,9 +1,10 @@
 //! The lower bound: what no schedule whatever can beat.
 
-use super::{SLOWER, Scenario};
+use super::{Origin, SLOWER, Scenario};
 
 impl Scenario {
-    /// In seconds, from the first start. The origin has to send every byte once, each node has to
+    /// In seconds, from the first start. The origin has to send every byte once, at
+    /// the rate that its streams have, each node has to
     /// receive every byte, and all that is received has to be sent by someone; what enters a rack
     /// or a zone has to pass its pipe once; each host has to write what it receives, and to hash
     /// each layer in order.
@@ -22,7 +23,14 @@ impl Scenario {
         let from_origin = if self.origin.away {
             0.0
         } else {
-            self.origin.rate
+            let Origin {
+                rate,
+                stream_rate,
+                streams_max,
+                ..
+            } = self.origin;
+            let streams = stream_rate.zip(streams_max);
+            streams.map_or(rate, |(each, most)| rate.min(each * most as f64))
         };
         let warm_up: f64 = (0..self.warm).map(|host| factor(host) * self.up).sum();
         // What nobody holds has to come from the origin; what some hold may come from them too.
