@@ -40,7 +40,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::Xoshiro256PlusPlus};
 
 pub(crate) use self::link::{NodeLinks, Place, Topology};
 use self::{
-    link::{Link, Pipe, Unread},
+    link::{Link, MSS, Pipe, Unread},
     queue::Queue,
 };
 
@@ -179,8 +179,6 @@ const PROGRESS: u64 = 100 * MILLISECOND;
 
 /// CPU time of a handshake at each end: TLS 1.3 with ed25519 certificates, and the ticket.
 const HANDSHAKE_CPU: u64 = MILLISECOND;
-
-const MSS: f64 = 1448.0;
 
 /// The side of a node that is on both.
 const NEUTRAL: u8 = u8::MAX;
@@ -558,12 +556,9 @@ impl<M, T: Copy, E> Net<M, T, E> {
         tag: T,
         rate: f64,
     ) -> StreamId {
-        let latency = self.latency(from, to) as f64 / 1e9;
-        let mut rate = rate;
-        if self.topology.loss > 0.0 {
-            let round_trip = 2.0 * latency.max(1e-5);
-            rate = rate.min(MSS / round_trip * 1.22 / self.topology.loss.sqrt());
-        }
+        let latency = self.latency(from, to);
+        let rate = rate.min(self.topology.stream_rate(latency));
+        let latency = latency as f64 / 1e9;
         let up = self.links[from].up.rate();
         // With a slower receiver a frame is still no more than its quarter of the bytes.
         let bottom = up.min(self.links[to].down.rate());

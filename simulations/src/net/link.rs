@@ -51,6 +51,17 @@ pub(crate) struct Topology {
     pub(crate) loss: f64,
 }
 
+pub(super) const MSS: f64 = 1448.0;
+
+impl Topology {
+    /// Bytes per second that loss lets a stream have, with so many nanoseconds one way.
+    pub(crate) fn stream_rate(&self, latency: u64) -> f64 {
+        let round_trip = 2.0 * (latency as f64 / 1e9).max(1e-5);
+        // Without loss there is no limit.
+        MSS / round_trip * 1.22 / self.loss.sqrt()
+    }
+}
+
 /// A link or pipe in one direction: first come, first served.
 #[derive(Clone, Debug)]
 pub(crate) struct Pipe {

@@ -3,11 +3,10 @@
 use super::{Origin, SLOWER, Scenario};
 
 impl Scenario {
-    /// In seconds, from the first start. The origin has to send every byte once, at
-    /// the rate that its streams have, each node has to
-    /// receive every byte, and all that is received has to be sent by someone; what enters a rack
-    /// or a zone has to pass its pipe once; each host has to write what it receives, and to hash
-    /// each layer in order.
+    /// In seconds, from the first start. The origin has to send every byte once, through as many
+    /// streams as it takes; each node has to receive every byte, and all that is received has to be
+    /// sent by someone; what enters a rack or a zone has to pass its pipe once; each host has to
+    /// write what it receives, and to hash each layer in order.
     pub(crate) fn lower_bound(&self) -> f64 {
         let layers = self.layer_sizes();
         let wanted = self.wanted();
@@ -29,8 +28,10 @@ impl Scenario {
                 streams_max,
                 ..
             } = self.origin;
-            let streams = stream_rate.zip(streams_max);
-            streams.map_or(rate, |(each, most)| rate.min(each * most as f64))
+            let topology = self.topology();
+            let each = topology.stream_rate(topology.latency_outside);
+            let each = stream_rate.map_or(each, |rate| rate.min(each));
+            streams_max.map_or(rate, |most| rate.min(each * most as f64))
         };
         let warm_up: f64 = (0..self.warm).map(|host| factor(host) * self.up).sum();
         // What nobody holds has to come from the origin; what some hold may come from them too.
