@@ -114,6 +114,7 @@ impl Core {
                 banned: BTreeSet::new(),
                 links: rustc_hash::FxHashMap::default(),
                 avoided: BTreeSet::new(),
+                cut_off: BTreeSet::new(),
                 hungry_at: Time::NEVER,
                 was_hungry: false,
                 have_at: Time::NEVER,
@@ -350,8 +351,16 @@ impl Core {
     fn take(&mut self, event: Event) {
         match event {
             Event::Tick => {}
-            Event::Connected(peer) => self.membership.connected(peer),
-            Event::Disconnected(peer) | Event::Unreachable(peer) => self.peer_gone(peer),
+            Event::Connected(peer) => {
+                self.ctx.cut_off.remove(&peer);
+                self.membership.connected(peer);
+            }
+            Event::Disconnected(peer) | Event::Unreachable(peer) => {
+                if self.ctx.is_live(peer) {
+                    self.ctx.cut_off.insert(peer);
+                }
+                self.peer_gone(peer);
+            }
             Event::Message { from, message } => {
                 if !self.ctx.banned.contains(&from) {
                     self.ctx.heard(from);
@@ -795,6 +804,7 @@ impl Core {
     }
 
     fn peer_dead(&mut self, peer: Peer) {
+        self.ctx.cut_off.remove(&peer);
         self.peer_gone(peer);
         self.all_stewards(|steward, ctx| steward.forget(ctx, peer));
         let ctx = &mut self.ctx;

@@ -39,6 +39,8 @@ pub(crate) struct Ctx {
     pub(crate) links: FxHashMap<Peer, Link>,
     /// Peers that are left alone, and until when.
     pub(crate) avoided: BTreeSet<(Time, Peer)>,
+    /// Members to whom the connection broke, or none could be made, and who were not heard of since.
+    pub(crate) cut_off: BTreeSet<Peer>,
     /// While little is requested: when the pipes between racks and zones are no longer spared.
     pub(crate) hungry_at: Time,
     pub(crate) was_hungry: bool,
@@ -81,6 +83,7 @@ impl Ctx {
         if let Some(link) = self.links.get_mut(&peer) {
             link.heard_at = self.now;
         }
+        self.cut_off.remove(&peer);
     }
 
     /// Bytes of a chunk came from a peer.

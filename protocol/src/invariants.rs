@@ -13,6 +13,7 @@ use crate::{
     mesh::Mesh,
     steward::Steward,
     uploads::{SENT_MAX, Uploads},
+    view::RANKS,
 };
 
 /// A broken invariant: its number and what was seen.
@@ -51,7 +52,8 @@ fn ensure(holds: bool, number: u8, what: impl FnOnce() -> String) -> Result<(), 
 /// 2. A chunk is requested from at most two peers at once, and from none once it is here.
 /// 3. The upload queue keeps its bound.
 /// 4. A mesh has no more neighbours than it may.
-/// 5. A steward has granted no more leases than there may be streams.
+/// 5. A steward knows of no more leases than each of the blob's stewards may have granted: after a
+///    partition it takes over those of the others.
 /// 6. A neighbour's chunks are counted right.
 /// 7. What is remembered of peers and uploads has its bound.
 pub(crate) fn check(view: View<'_>) -> Result<(), Broken> {
@@ -116,7 +118,7 @@ pub(crate) fn check(view: View<'_>) -> Result<(), Broken> {
     })?;
     for steward in view.stewards.values() {
         ensure(
-            steward.leases() <= usize::from(view.config.streams_max) * 2,
+            steward.leases() <= usize::from(view.config.streams_max) * RANKS,
             5,
             || format!("{} leases granted", steward.leases()),
         )?;

@@ -845,9 +845,13 @@ impl Steward {
     }
 
     /// Where views differ two nodes may act: the one that was asked to take over begins at the
-    /// far end, so that the two meet in the middle instead of reading everything twice.
+    /// far end, so that the two meet in the middle instead of reading everything twice. Where the
+    /// connection to the other broke, its process has most likely ended: from the far end nothing
+    /// can be hashed before all of it is here.
     fn begins_at_far_end(&self, ctx: &Ctx) -> bool {
-        self.takeover_until > ctx.now && ctx.stewards(&self.blob).first() != Some(&ctx.me)
+        let ranks = ctx.stewards(&self.blob);
+        let mut better = ranks.iter().take_while(|peer| **peer != ctx.me);
+        self.takeover_until > ctx.now && better.any(|peer| !ctx.cut_off.contains(peer))
     }
 
     /// The next chunk to be leased, and who waits for it most.

@@ -88,7 +88,7 @@ impl PeerSet {
 pub(crate) type Ranks = SmallVec<[Peer; 3]>;
 
 /// How many of them count.
-const RANKS: usize = 3;
+pub(crate) const RANKS: usize = 3;
 
 /// Weight and node, best first.
 type Ranking = SmallVec<[(u64, Peer); RANKS + 1]>;

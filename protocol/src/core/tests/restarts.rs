@@ -147,3 +147,35 @@ fn a_node_that_starts_again_reads_nothing_before_it_has_the_list_of_members() {
     let reads = world.logged(|action| matches!(action, Action::ReadOrigin { .. }).then_some(()));
     assert!(reads.is_empty(), "{} reads of what node 1 has", reads.len());
 }
+
+#[test]
+fn who_takes_over_from_a_steward_that_is_gone_goes_on_in_order() {
+    let mut world = World::new(6);
+    let ranks = world.ranks(blob(1));
+    world.origin_time = MS * 100;
+    for node in (0..6).filter(|node| !ranks.contains(node)) {
+        world.pull(node, blob(1), 200);
+    }
+    world.run(SECOND / 2);
+    let gone = ranks[0];
+    world.nodes[gone].dead = true;
+    let peer = world.nodes[gone].peer;
+    for other in (0..6).filter(|other| *other != gone) {
+        world.event(other, Event::Disconnected(peer));
+    }
+    world.log.clear();
+    world.run(SECOND * 2);
+    let grants: Vec<u32> = world
+        .logged(|action| match action {
+            Action::Send {
+                message: Message::Grant { lease, .. },
+                ..
+            } => Some(lease.first),
+            _ => None,
+        })
+        .into_iter()
+        .map(|(.., first)| first)
+        .collect();
+    assert!(grants.len() > 4, "{grants:?}");
+    assert!(grants.iter().all(|first| *first < 150), "{grants:?}");
+}
