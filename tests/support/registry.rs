@@ -141,7 +141,7 @@ fn links_of_a_lab_are_shaped_in_both_directions() {
     let image = Image::generate(902, &[6_000_000]);
     let serve = |host: usize| Registry::serving(&image, &lab.hosts()[host]);
     let (first, second) = (serve(0), serve(1));
-    let seconds = |reader: usize, registries: &[&Registry]| {
+    let once = |reader: usize, registries: &[&Registry]| {
         let pull = |registry: &&Registry| {
             client::pull(&lab.hosts()[reader], &registry.url(), &image).expect("it serves")
         };
@@ -151,6 +151,11 @@ fn links_of_a_lab_are_shaped_in_both_directions() {
             .max()
             .expect("there are some")
             .as_secs_f64()
+    };
+    // A busy machine makes a pull slower, and nothing makes it faster than its link.
+    let seconds = |reader: usize, registries: &[&Registry]| {
+        let times = (0..3).map(|_| once(reader, registries));
+        times.fold(f64::INFINITY, f64::min)
     };
     let one = seconds(2, &[&first]);
     assert!(
