@@ -532,10 +532,12 @@ impl<M, T: Copy, E> Net<M, T, E> {
         let share = HANDSHAKE_CPU / self.cores;
         let mut ends = at;
         for end in [to, from] {
+            // Whoever waits for the other end has its cores free for others meanwhile.
             let free = &mut self.cpu_free[end];
-            *free = (*free).max(ends) + share;
+            let begins = ends.max(*free);
+            *free = (*free).max(at) + share;
             // The last core to take one needs the whole time for it.
-            ends = *free + HANDSHAKE_CPU - share;
+            ends = begins + HANDSHAKE_CPU;
         }
         ends + 2 * self.latency(to, from)
     }

@@ -227,4 +227,6 @@ fn a_connection_takes_two_round_trips_and_the_cores_of_both_ends() {
         (11 * MILLISECOND..14 * MILLISECOND).contains(&last),
         "{last}"
     );
+    // Whoever waits for that one is not busy with it meanwhile.
+    assert_eq!(net.connected_at(81, 82), first);
 }

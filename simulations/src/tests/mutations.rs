@@ -17,12 +17,19 @@ fn shown_in(mutation: Mutation) -> (Scenario, &'static str) {
         Mutation::HastyTimers => (named("lan"), "in vain"),
         Mutation::LeasesWithoutCap => (named("lan"), "even shares"),
         Mutation::NoEndgameCancel => (named("lan"), "not told"),
-        Mutation::NoTakeover => (named("steward-frozen"), "copies from the origin"),
+        Mutation::NoTakeover => (one_steward(), "without a chunk"),
         Mutation::CompleteUnverified => (small("liar"), "calls"),
         Mutation::NoLost => (hoarder(), "never finished"),
         Mutation::UploadsWithoutBound => (named("lan-32"), "uploads queued"),
         Mutation::InOrder => (one_source(), "bounds that the longest pull took"),
     }
+}
+
+/// The steward of everything freezes.
+fn one_steward() -> Scenario {
+    let mut scenario = named("steward-frozen");
+    scenario.images[0].layers = 1;
+    scenario
 }
 
 /// A node that reads from the origin gives nobody what it read.
