@@ -857,7 +857,7 @@ impl Core {
         let ctx = &mut self.ctx;
         let mesh = self.meshes.entry(blob).or_insert_with(|| {
             let mut mesh = Mesh::new(ctx, blob, kind, size, have, Phase::Pulling);
-            mesh.meet_acquaintances(ctx);
+            mesh.begin(ctx);
             mesh
         });
         if let Some(size) = size {

@@ -18,6 +18,8 @@ pub(crate) struct Joining {
     /// For each steward asked: when the first question was sent that it has not answered since.
     unanswered: BTreeMap<Peer, Time>,
     last_sent: Time,
+    /// No join goes out before, whatever changes.
+    not_before: Time,
     /// When any steward last answered.
     pub(crate) answered_at: Time,
     /// The steward that answered last.
@@ -36,6 +38,7 @@ impl Joining {
             next_at: now,
             unanswered: BTreeMap::new(),
             last_sent: Time::ZERO,
+            not_before: Time::ZERO,
             answered_at: now,
             acting: None,
         }
@@ -86,7 +89,22 @@ impl Joining {
 
     /// Something changed that the steward should know, or should answer.
     pub(crate) fn hurry(&mut self, at: Time) {
-        self.next_at = self.next_at.min(at.max(self.last_sent + MIN_GAP));
+        let earliest = self.not_before.max(self.last_sent + MIN_GAP);
+        self.next_at = self.next_at.min(at.max(earliest));
+    }
+
+    /// Others pull the blob too, and some of them have joined: there is time until then.
+    pub(crate) fn hold_off(&mut self, until: Time) {
+        self.not_before = until;
+        self.next_at = self.next_at.max(until);
+    }
+
+    /// Nobody else pulls the blob: only the steward can help.
+    pub(crate) fn go_ahead(&mut self, now: Time) {
+        if self.not_before > now {
+            self.not_before = now;
+            self.next_at = now;
+        }
     }
 
     /// The connection to a node broke: do not wait for its answer.

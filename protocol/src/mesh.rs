@@ -341,9 +341,21 @@ impl Mesh {
 
     /// Whoever exchanged another blob with this node probably pulls this one too. With the same
     /// neighbours for all layers of an image a node has 20 connections for bulk, not 20 for each.
-    pub(crate) fn meet_acquaintances(&mut self, ctx: &mut Ctx) {
+    /// In a large cluster any member may, and while some do, the steward is left in peace.
+    pub(crate) fn begin(&mut self, ctx: &mut Ctx) {
         let mut known = ctx.acquaintances.clone();
         self.meet(ctx, known.make_contiguous(), None);
+        let members = ctx.view.live().len();
+        if members < ctx.config.crowd {
+            return;
+        }
+        let some = ctx.config.degree / 2;
+        let mut strangers = ctx.sample_near();
+        strangers.extend(ctx.sample_members(some));
+        self.meet(ctx, &strangers, Some(some));
+        let spread = ctx.config.crowd_spread * members as u32;
+        let wait = ctx.jitter(spread.min(ctx.config.crowd_spread_max));
+        self.joining.hold_off(ctx.now + wait);
     }
 
     /// The steward named nodes that have or pull the blob. They are met at once where nobody else
@@ -490,6 +502,10 @@ impl Mesh {
     pub(crate) fn forget(&mut self, ctx: &mut Ctx, peer: Peer) {
         self.offered.remove(&peer);
         self.remove_neighbour(peer);
+        // A few may be dead, and never answer.
+        if self.neighbours.is_empty() && self.offered.len() <= ctx.config.degree / 4 {
+            self.joining.go_ahead(ctx.now);
+        }
         let flown: Vec<u32> = self
             .flights
             .iter()

@@ -85,7 +85,7 @@ const SETTINGS: &str = "nodes, up, down, rate (both), origin_rate, origin_stream
     degree, degree_max, outstanding_min, outstanding_bytes_max, outstanding_per_peer, \
     outstanding_window, upload_slots, upload_queue, rarest_sample, have_interval, \
     request_timeout, endgame_after, lease_time, lease_bytes_min, lease_bytes_max, streams_start, \
-    streams_max, join_interval, window_chunks, \
+    streams_max, join_interval, crowd, crowd_spread, window_chunks, \
     upload_slots_max, upload_time, oldest_share, hungry_after, degree_near";
 
 impl Scenario {
@@ -178,6 +178,8 @@ impl Scenario {
             "streams_start" => config.streams_start = number as u16,
             "streams_max" => config.streams_max = number as u16,
             "join_interval" => config.join_interval = ms,
+            "crowd" => config.crowd = count,
+            "crowd_spread" => config.crowd_spread = ms,
             "window_chunks" => config.window_chunks = number as u32,
             "upload_slots_max" => config.upload_slots_max = count,
             "upload_time" => config.upload_time = ms,

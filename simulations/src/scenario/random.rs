@@ -30,6 +30,11 @@ impl Scenario {
         world.draw_images(rng);
         world.draw_start(rng);
         world.draw_faults(rng);
+        if chance(rng, 0.3) {
+            // It behaves as one of thousands.
+            world.config.crowd = rng.random_range(0..nodes);
+            world.config.crowd_spread = world.config.crowd_spread_max / nodes as u32;
+        }
         world
     }
 

@@ -1,5 +1,7 @@
 //! Pulls, leases, and what happens when a steward, a holder or the origin lets the others down.
 
+use std::collections::BTreeSet;
+
 use super::world::{MS, Origin, SECOND, World, blob};
 use crate::{
     config::Config,
@@ -80,6 +82,51 @@ fn a_late_puller_reads_nothing_from_the_origin() {
     let late = world.run_until(SECOND, |world| world.has_all(2, blob(1)));
     assert!(late.is_some());
     assert_eq!(world.read(blob(1)), 10);
+}
+
+/// A cluster that counts as large: joins are spread over the first second.
+fn large_cluster() -> World {
+    let config = Config {
+        crowd: 10,
+        crowd_spread: MS * 100,
+        ..Config::default()
+    };
+    World::with(20, config)
+}
+
+fn joins(world: &World) -> usize {
+    let joined = |action: &Action| {
+        let join = |message: &Message| matches!(message, Message::Join { .. });
+        matches!(action, Action::Send { message, .. } if join(message)).then_some(())
+    };
+    let by: BTreeSet<usize> = world.logged(joined).iter().map(|(_, by, ())| *by).collect();
+    by.len()
+}
+
+#[test]
+fn in_a_large_cluster_few_join_while_all_pull() {
+    let mut world = large_cluster();
+    for node in 0..20 {
+        world.pull(node, blob(1), 10);
+    }
+    world.run(MS * 100);
+    let early = joins(&world);
+    assert!((1..8).contains(&early), "{early} joined at once");
+    let rest = world.run_until(MS * 500, |world| world.all_have(blob(1)));
+    assert!(rest.is_some(), "those that did not join get nothing");
+    assert_eq!(world.read(blob(1)), 10);
+}
+
+#[test]
+fn in_a_large_cluster_a_lone_puller_joins_as_soon_as_others_say_that_they_do_not_pull() {
+    let mut world = large_cluster();
+    let steward = world.ranks(blob(1))[0];
+    let puller = (0..20).find(|node| *node != steward).unwrap();
+    // One never answers.
+    world.rule = Box::new(move |from, _, _| (from != (puller + 1) % 20).then_some(MS));
+    world.pull(puller, blob(1), 10);
+    world.run(MS * 3);
+    assert_eq!(joins(&world), 1);
 }
 
 #[test]
