@@ -1358,6 +1358,8 @@ impl Core {
             links: &self.ctx.links,
             avoided: self.ctx.avoided.len(),
             acquaintances: self.ctx.acquaintances.len(),
+            members: self.ctx.view.live().len(),
+            cut_off: self.ctx.cut_off.len(),
             uploads: &self.uploads,
             meshes: &self.meshes,
             stewards: &self.stewards,

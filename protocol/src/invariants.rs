@@ -32,6 +32,8 @@ pub(crate) struct View<'a> {
     pub(crate) links: &'a FxHashMap<Peer, Link>,
     pub(crate) avoided: usize,
     pub(crate) acquaintances: usize,
+    pub(crate) members: usize,
+    pub(crate) cut_off: usize,
     pub(crate) uploads: &'a Uploads,
     pub(crate) meshes: &'a BTreeMap<Digest, Mesh>,
     pub(crate) stewards: &'a BTreeMap<Digest, Steward>,
@@ -115,6 +117,9 @@ pub(crate) fn check(view: View<'_>) -> Result<(), Broken> {
     })?;
     ensure(view.acquaintances <= view.config.degree_most(), 7, || {
         format!("{} acquaintances", view.acquaintances)
+    })?;
+    ensure(view.cut_off <= view.members, 7, || {
+        format!("{} cut off of {} members", view.cut_off, view.members)
     })?;
     for steward in view.stewards.values() {
         ensure(

@@ -849,9 +849,12 @@ impl Steward {
     /// connection to the other broke, its process has most likely ended: from the far end nothing
     /// can be hashed before all of it is here.
     fn begins_at_far_end(&self, ctx: &Ctx) -> bool {
+        if self.takeover_until <= ctx.now {
+            return false;
+        }
         let ranks = ctx.stewards(&self.blob);
         let mut better = ranks.iter().take_while(|peer| **peer != ctx.me);
-        self.takeover_until > ctx.now && better.any(|peer| !ctx.cut_off.contains(peer))
+        better.any(|peer| !ctx.cut_off.contains(peer))
     }
 
     /// The next chunk to be leased, and who waits for it most.

@@ -43,6 +43,10 @@ pub(crate) struct Arguments {
     /// Compares everybody on the same links, and writes pictures and a table into this directory.
     #[arg(long, value_name = "DIRECTORY")]
     pub(crate) report: Option<PathBuf>,
+    /// Runs every world with many seeds, which takes hours, and keeps the runs and a table of them in
+    /// this directory; goes on where it was stopped.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) campaign: Option<PathBuf>,
     /// Names the scenarios.
     #[arg(long)]
     pub(crate) list: bool,

@@ -94,7 +94,7 @@ impl Checkers {
     }
 
     /// The pulls begin.
-    pub(crate) fn began<M, T: Copy, E>(&mut self, _nodes: usize, _net: &Net<M, T, E>) {
+    pub(crate) fn began(&mut self) {
         self.swim_bytes = 0;
         self.messages = 0;
     }

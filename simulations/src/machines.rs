@@ -29,9 +29,9 @@ use crate::net::{MICROSECOND, NodeIndex};
 pub(crate) const TURN: u64 = 20 * MICROSECOND;
 
 /// Below so many hosts a turn holds too little to be worth handing over.
-const THREADED_FROM: usize = 200;
+pub(crate) const THREADED_FROM: usize = 200;
 
-/// The thread that goes on with the world has time left: it calls every so manieth machine itself.
+/// The thread that goes on with the world has time left: of so many machines it calls one itself.
 const OWN: usize = 6;
 
 /// The turn that ends is handed over before the answers to the one before are taken.

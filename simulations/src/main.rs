@@ -7,6 +7,7 @@
 mod arguments;
 mod baselines;
 mod bytes;
+mod campaign;
 mod checkers;
 mod comparison;
 mod host;
@@ -57,6 +58,9 @@ fn main() -> anyhow::Result<ExitCode> {
     if let Some(count) = arguments.swarm {
         let sound = swarm::run(count, arguments.seed_from, say);
         return Ok(verdict(sound));
+    }
+    if let Some(directory) = &arguments.campaign {
+        return Ok(verdict(campaign::run(directory, say)?));
     }
     if arguments.follow.is_some() {
         let world = World::new(arguments.scenario(arguments.seed)?);

@@ -184,7 +184,7 @@ impl World {
     pub(super) fn begin(&mut self) {
         self.began = self.net.now();
         self.net.count_anew();
-        self.checkers.began(self.origin, &self.net);
+        self.checkers.began();
         let bound = self.scenario.lower_bound() * 1e9;
         let stagger = self.scenario.stagger.as_nanos() as u64;
         let first_late = self.origin - self.scenario.late.min(self.origin);
