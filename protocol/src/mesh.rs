@@ -349,10 +349,11 @@ impl Mesh {
         if members < ctx.config.crowd {
             return;
         }
+        let near = ctx.sample_near();
+        self.meet(ctx, &near, None);
         let some = ctx.config.degree / 2;
-        let mut strangers = ctx.sample_near();
-        strangers.extend(ctx.sample_members(some));
-        self.meet(ctx, &strangers, Some(some));
+        let strangers = ctx.sample_members(some);
+        self.meet(ctx, &strangers, Some(near.len() + some));
         let spread = ctx.config.crowd_spread * members as u32;
         let wait = ctx.jitter(spread.min(ctx.config.crowd_spread_max));
         self.joining.hold_off(ctx.now + wait);
