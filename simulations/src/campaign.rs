@@ -69,7 +69,7 @@ struct Run {
     invariants_broken: usize,
     violations: Vec<String>,
     trace_hash: String,
-    /// The version of the code, as `git describe` names it.
+    /// The version of the code, as [`version`] names it.
     #[serde(default)]
     version: String,
 }
@@ -129,9 +129,11 @@ pub(crate) fn run(directory: &Path, say: impl Fn(&str) + Sync) -> anyhow::Result
     for (names, threads) in [(small, cores), (large, cores.div_ceil(2))] {
         side_by_side(&names, threads, |name| {
             let run = attempt(name)?;
-            say(&run.tell());
+            let told = run.tell();
             let mut campaign = campaign.lock().unwrap_or_else(PoisonError::into_inner);
-            campaign.add(run)
+            campaign.add(run)?;
+            say(&told);
+            Ok(())
         })?;
     }
     let campaign = campaign
@@ -195,15 +197,28 @@ fn attempt((scenario, seed): &Name) -> anyhow::Result<Run> {
     })
 }
 
-/// The version of the code that runs, as far as git knows it.
+/// What decides how a run goes, from the top of the repository. What a campaign writes is elsewhere:
+/// it would be of another version after each run.
+const CODE: [&str; 3] = [":/protocol", ":/simulations/src", ":/Cargo.lock"];
+
+/// The version of the code that runs, as far as git knows it: its last commit, and whether it was
+/// changed since.
 fn version() -> String {
-    let described = Command::new("git")
-        .args(["describe", "--always", "--dirty", "--abbrev=9"])
-        .output();
-    let Ok(described) = described else {
+    let git = |arguments: &[&str]| {
+        let mut git = Command::new("git");
+        git.args(arguments).arg("--").args(CODE).output()
+    };
+    let last = git(&["log", "-1", "--abbrev=9", "--format=%h"]);
+    let changed = git(&["diff", "--quiet", "HEAD"]);
+    let (Ok(last), Ok(changed)) = (last, changed) else {
         return "unknown".to_owned();
     };
-    String::from_utf8_lossy(&described.stdout).trim().to_owned()
+    let dirty = if changed.status.success() {
+        ""
+    } else {
+        "-dirty"
+    };
+    format!("{}{dirty}", String::from_utf8_lossy(&last.stdout).trim())
 }
 
 impl Campaign {
