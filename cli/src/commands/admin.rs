@@ -177,7 +177,7 @@ mod tests {
         stats::{NodeStats, SwarmStats},
     };
     use shoal_protocol::reference::Reference;
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpSocket};
     use tokio_util::sync::{CancellationToken, DropGuard};
 
     use crate::commands::{
@@ -299,10 +299,10 @@ mod tests {
 
     #[tokio::test]
     async fn without_a_daemon_there_is_one_line_that_says_what_to_do() {
-        // Bound and closed again: nothing listens there.
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        drop(listener);
+        // Bound, so that no other test gets the port, but not listening.
+        let silent = TcpSocket::new_v4().unwrap();
+        silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = silent.local_addr().unwrap().to_string();
         for error in [
             run_stats(&["stats", "--admin", &address])
                 .await

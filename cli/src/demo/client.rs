@@ -240,7 +240,7 @@ mod tests {
     use hyper::{Response, server::conn::http1, service::service_fn};
     use hyper_util::rt::TokioIo;
     use shoal_node::config::{ByteRate, ByteSize};
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpSocket};
 
     use super::*;
     use crate::demo::{
@@ -337,9 +337,10 @@ mod tests {
     #[tokio::test]
     async fn nobody_listening_is_a_clear_failure() {
         let image = Image::generate(ByteSize(1 << 20), 1);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        drop(listener);
+        // Bound, so that no other test gets the port, but not listening.
+        let silent = TcpSocket::new_v4().unwrap();
+        silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = silent.local_addr().unwrap();
         let pull = Client::new()
             .pull(&target(address, &image), &Arc::default())
             .await;

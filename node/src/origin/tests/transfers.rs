@@ -5,7 +5,7 @@ use std::time::Duration;
 use shoal_protocol::message::{OriginFailure, TagFailure};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
 };
 
 use super::{super::fake::*, *};
@@ -82,9 +82,10 @@ async fn failures_keep_their_meaning_for_clients_and_tags() {
 
 #[tokio::test]
 async fn an_origin_that_does_not_listen_is_unreachable() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    drop(listener);
+    // Bound, so that no other test gets the port, but not listening.
+    let silent = TcpSocket::new_v4().unwrap();
+    silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
     let origins = with_spec(OriginSpec::at(Url::parse(&url).unwrap()));
     let error = read(&origins, &digest_of(b""), 0, None).await;
     assert!(
