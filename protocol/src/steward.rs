@@ -318,7 +318,9 @@ impl Steward {
         // after a change of membership one that went on under another steward may be on its way.
         let under_way =
             !first || self.held.count() > 0 || self.joiners.values().any(|joiner| joiner.leased);
-        if under_way || ctx.now.since(ctx.view_changed) < RECENT {
+        // Alone there is nobody to hear from.
+        let alone = ctx.view.live().len() == 0;
+        if !alone && (under_way || ctx.now.since(ctx.view_changed) < RECENT) {
             let pause = if under_way {
                 ctx.config.rebuild
             } else {

@@ -17,6 +17,9 @@ pub const VERSION: u8 = 1;
 /// Bytes of the largest encoded [`ChunkHeader`].
 pub const CHUNK_HEADER_BYTES_MAX: usize = 512;
 
+/// Room for most encodings, in bytes: so these take one allocation.
+const ENCODED_BYTES: usize = 256;
+
 /// Why bytes could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
@@ -43,7 +46,8 @@ fn options() -> impl bincode::config::Config {
 /// # Panics
 /// Never for the types of this crate: none of them can fail to serialize.
 pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
-    let mut out = vec![VERSION];
+    let mut out = Vec::with_capacity(ENCODED_BYTES);
+    out.push(VERSION);
     bincode::serde::encode_into_std_write(value, &mut out, options())
         .expect("plain data types serialize into memory");
     out

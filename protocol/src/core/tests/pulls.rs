@@ -51,6 +51,15 @@ fn every_chunk_is_read_once(count: usize) {
 }
 
 #[test]
+fn a_node_alone_reads_at_once() {
+    // Nobody can have a pull under way that its first view of the cluster does not show yet.
+    let mut world = World::started(1, Config::default());
+    world.pull(0, blob(1), 10);
+    world.run(MS);
+    assert!(!world.logged(read_origin).is_empty());
+}
+
+#[test]
 fn two_nodes_read_every_chunk_once() {
     every_chunk_is_read_once(2);
 }

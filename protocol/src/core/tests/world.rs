@@ -138,6 +138,18 @@ impl World {
     }
 
     pub(super) fn with(count: usize, config: Config) -> Self {
+        let mut world = Self::started(count, config);
+        // Longer than the time after a change of membership in which stewards wait for joins.
+        world.run(SECOND * 4);
+        for node in &world.nodes {
+            assert_eq!(node.core.members().len(), count);
+        }
+        world.log.clear();
+        world
+    }
+
+    /// Nodes that have just begun to hear of each other.
+    pub(super) fn started(count: usize, config: Config) -> Self {
         let directory = Directory::new();
         let nodes = (1..=count).map(|number| {
             let key = SigningKey::from_bytes(&[number as u8; 32]);
@@ -180,12 +192,6 @@ impl World {
                 world.event(one, Event::Connected(peer));
             }
         }
-        // Longer than the time after a change of membership in which stewards wait for joins.
-        world.run(SECOND * 4);
-        for node in &world.nodes {
-            assert_eq!(node.core.members().len(), count);
-        }
-        world.log.clear();
         world
     }
 
