@@ -652,7 +652,10 @@ impl Core {
                     |mesh| mesh.have.contains(index),
                 );
                 if here {
-                    self.uploads.request(ctx, from, blob, index);
+                    let mesh = self.meshes.get(&blob);
+                    let whole = mesh.filter(|mesh| mesh.phase == Phase::Complete);
+                    let chunks = whole.map(|mesh| mesh.have.len());
+                    self.uploads.request(ctx, from, blob, index, chunks);
                 } else {
                     ctx.send(from, Message::Missing { blob, index });
                 }
@@ -673,6 +676,15 @@ impl Core {
             } => {
                 if let Some(mesh) = self.meshes.get_mut(&blob) {
                     mesh.busy(ctx, from, index, Duration::from_millis(retry_ms.into()));
+                }
+            }
+            Message::Elsewhere {
+                blob,
+                index,
+                retry_ms,
+            } => {
+                if let Some(mesh) = self.meshes.get_mut(&blob) {
+                    mesh.elsewhere(ctx, from, index, Duration::from_millis(retry_ms.into()));
                 }
             }
             Message::Missing { blob, index } => {

@@ -1,7 +1,10 @@
 //! One blob's transfer at one node: its neighbours, who has what, what is requested from whom,
 //! and what this node reads from the origin.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 use smallvec::{SmallVec, smallvec};
 
@@ -152,6 +155,8 @@ pub(crate) struct Mesh {
     began: Time,
     /// Offers that were not answered yet, and since when.
     offered: BTreeMap<Peer, Time>,
+    /// Chunks that a neighbour leaves to others to give, and until when.
+    left: BTreeSet<(Time, Peer, u32)>,
     /// Chunks that the neighbours have not been told of.
     fresh: Vec<u32>,
     /// Who may have something to ask for that was not asked for when there was last nothing.
@@ -225,6 +230,7 @@ impl Mesh {
             meet_at: Time::NEVER,
             began: ctx.now,
             offered: BTreeMap::new(),
+            left: BTreeSet::new(),
             fresh: Vec::new(),
             supply: Supply::Everyone,
             progress_at: ctx.now,
@@ -283,6 +289,9 @@ impl Mesh {
         if !self.flights.is_empty() {
             at = at.min(self.late_at);
         }
+        if let Some((again, ..)) = self.left.first() {
+            at = at.min(*again);
+        }
         if self.takes_from_peers() {
             at = at
                 .min(self.joining.next_at)
@@ -307,6 +316,7 @@ impl Mesh {
             self.endgame_at = Time::NEVER;
         }
         self.expire_flights(ctx);
+        self.ask_again(ctx.now);
         self.report_leases(ctx);
         if self.takes_from_peers() {
             let over = |verdict: &mut Verdict| verdict.until <= ctx.now;
@@ -492,6 +502,7 @@ impl Mesh {
     }
 
     pub(crate) fn remove_neighbour(&mut self, peer: Peer) {
+        self.left.retain(|(_, of, _)| *of != peer);
         if let Some(neighbour) = self.neighbours.remove(&peer) {
             for chunk in neighbour.have.iter() {
                 self.availability.remove(chunk);
@@ -715,13 +726,40 @@ impl Mesh {
         self.drop_flight(ctx, chunk, from, false);
     }
 
-    pub(crate) fn missing(&mut self, ctx: &mut Ctx, from: Peer, chunk: u32) {
-        if let Some(neighbour) = self.neighbours.get_mut(&from)
-            && neighbour.have.remove(chunk)
-        {
-            self.availability.remove(chunk);
+    /// A neighbour leaves a chunk to others to give: until it is to be asked again, it counts as
+    /// not having it.
+    pub(crate) fn elsewhere(&mut self, ctx: &mut Ctx, from: Peer, chunk: u32, retry: Duration) {
+        if self.lacks(from, chunk) {
+            let again = ctx.now + retry.min(QUEUE_DELAY_MAX);
+            self.left.insert((again, from, chunk));
+            self.lost_at = self.lost_at.max(ctx.now + LOST_AFTER);
         }
         self.drop_flight(ctx, chunk, from, false);
+    }
+
+    /// Neighbours that left chunks to others may be asked for them again.
+    fn ask_again(&mut self, now: Time) {
+        while let Some((at, peer, chunk)) = self.left.first().copied()
+            && at <= now
+        {
+            self.left.pop_first();
+            self.neighbour_has(peer, &[chunk]);
+        }
+    }
+
+    pub(crate) fn missing(&mut self, ctx: &mut Ctx, from: Peer, chunk: u32) {
+        self.lacks(from, chunk);
+        self.drop_flight(ctx, chunk, from, false);
+    }
+
+    /// Takes note that a neighbour does not have a chunk; tells whether it was thought to.
+    fn lacks(&mut self, from: Peer, chunk: u32) -> bool {
+        let neighbour = self.neighbours.get_mut(&from);
+        let thought = neighbour.is_some_and(|neighbour| neighbour.have.remove(chunk));
+        if thought {
+            self.availability.remove(chunk);
+        }
+        thought
     }
 
     fn flight(&mut self, peer: Peer, chunk: u32) -> Option<&mut Flight> {

@@ -321,6 +321,15 @@ pub enum Message<P = Peer> {
         /// When to ask this node again, in milliseconds.
         retry_ms: u32,
     },
+    /// The sender has given that chunk to others already, and gives those first that it has not.
+    Elsewhere {
+        /// The blob.
+        blob: Digest,
+        /// The chunk.
+        index: u32,
+        /// When to ask this node for it again, in milliseconds.
+        retry_ms: u32,
+    },
     /// The sender does not have that chunk (any more).
     Missing {
         /// The blob.
@@ -525,6 +534,15 @@ impl<P> Message<P> {
                 index,
                 retry_ms,
             } => Message::Busy {
+                blob,
+                index,
+                retry_ms,
+            },
+            Self::Elsewhere {
+                blob,
+                index,
+                retry_ms,
+            } => Message::Elsewhere {
                 blob,
                 index,
                 retry_ms,

@@ -1,4 +1,7 @@
-//! Whom this node serves, and how much: first come, first served.
+//! Whom this node serves, and how much: first come, first served, but what was sent least often
+//! first; and of a blob that this node has as a whole, a chunk that went out already only while
+//! nothing else is asked for. One holder and 99 pullers end 1.1 s after the bound with that, 15.5 s
+//! without \[sim\].
 //!
 //! No tit-for-tat and no preference for the most deprived: in a cluster of one owner nobody has to
 //! be taught to share, and preferring the deprived makes late joiners slower, not faster.
@@ -45,8 +48,8 @@ pub(crate) struct Uploads {
     active: Vec<(Upload, Time)>,
     /// When the last of those that were refused is to ask again.
     promised: Time,
-    /// How often each chunk of a blob was sent.
-    sent: BTreeMap<Digest, Vec<u16>>,
+    /// How often each chunk of a blob was sent, and when last.
+    sent: BTreeMap<Digest, Vec<(u16, Time)>>,
     /// From the start of a send to its end, with as many at once as there were.
     send_time: Ewma,
     /// From the end of one send to the next, while all slots were taken.
@@ -78,15 +81,47 @@ const RETRY_MIN: Duration = Duration::from_millis(3);
 /// One that could not be reached for chunks need not ask again for so long.
 const NO_WAY_RETRY: Duration = Duration::from_secs(1);
 
+/// So many sends at once fill an uplink. With fewer, what others could give is sent too.
+const CONTENDED: usize = 2;
+
+/// A chunk that was sent has reached its receiver, and the receiver's neighbours, within so many
+/// times what a send takes,
+const PASSED_ON_AFTER: u32 = 4;
+
+/// or this, where that is longer.
+const PASSED_ON_MIN: Duration = Duration::from_secs(1);
+
 /// What a chunk takes to send before anything was measured: 4 MiB at 4 Gbit/s, so that a node
 /// begins with the fewest slots.
 const INTERVAL_GUESS: Duration = Duration::from_millis(9);
 
 impl Uploads {
-    /// A peer asks for a chunk that this node has.
-    pub(crate) fn request(&mut self, ctx: &mut Ctx, to: Peer, blob: Digest, index: u32) {
+    /// A peer asks for a chunk that this node has; `chunks` is how many the blob has, where this node
+    /// has them all.
+    pub(crate) fn request(
+        &mut self,
+        ctx: &mut Ctx,
+        to: Peer,
+        blob: Digest,
+        index: u32,
+        chunks: Option<u32>,
+    ) {
         let upload = Upload { to, blob, index };
         if self.queue.contains(&upload) || self.active.iter().any(|(other, _)| *other == upload) {
+            return;
+        }
+        if let Some(chunks) = chunks
+            && let Some(retry) = self.left_to_others(ctx, &upload, chunks)
+        {
+            let retry_ms = retry.as_millis() as u32;
+            ctx.send(
+                to,
+                Message::Elsewhere {
+                    blob,
+                    index,
+                    retry_ms,
+                },
+            );
             return;
         }
         let unbounded = ctx.config.makes(Mutation::UploadsWithoutBound);
@@ -187,19 +222,44 @@ impl Uploads {
     fn sent_before(&self, upload: &Upload) -> u16 {
         let sent = self.sent.get(&upload.blob);
         let sent = sent.and_then(|sent| sent.get(upload.index as usize));
-        sent.copied().unwrap_or_default()
+        sent.map_or(0, |(times, _)| *times)
     }
 
-    fn count(&mut self, upload: &Upload) {
+    /// Whether others are to give a chunk that this node was asked for, and when to ask it again.
+    /// Where one node alone has a blob, all that it sends twice keeps everyone waiting: whoever got
+    /// the chunk passes it on, and this node sends what it has sent least. Not for longer than a
+    /// chunk needs on its way, or who waits for one that went to a dead node would wait on.
+    fn left_to_others(&self, ctx: &Ctx, upload: &Upload, chunks: u32) -> Option<Duration> {
+        let to_others = |(other, _): &&(Upload, Time)| other.to != upload.to;
+        if self.active.iter().filter(to_others).count() < CONTENDED {
+            return None;
+        }
+        let retry = self.send_time.get().max(self.per_chunk()).max(RETRY_MIN);
+        let same = |other: &Upload| other.blob == upload.blob && other.index == upload.index;
+        if self.queue.iter().any(same) {
+            return Some(retry);
+        }
+        let sent = self.sent.get(&upload.blob)?;
+        let (times, at) = *sent.get(upload.index as usize)?;
+        let least = if sent.len() < chunks as usize {
+            0
+        } else {
+            sent.iter().map(|(times, _)| *times).min()?
+        };
+        let patience = (retry * PASSED_ON_AFTER).max(PASSED_ON_MIN);
+        (times > least && ctx.now.since(at) < patience).then_some(retry)
+    }
+
+    fn count(&mut self, upload: &Upload, now: Time) {
         if self.sent.len() >= SENT_MAX && !self.sent.contains_key(&upload.blob) {
             self.sent.pop_first();
         }
         let sent = self.sent.entry(upload.blob).or_default();
         let at = upload.index as usize;
         if sent.len() <= at {
-            sent.resize(at + 1, 0);
+            sent.resize(at + 1, (0, Time::ZERO));
         }
-        sent[at] = sent[at].saturating_add(1);
+        sent[at] = (sent[at].0.saturating_add(1), now);
     }
 
     fn start(&mut self, ctx: &mut Ctx) {
@@ -213,7 +273,7 @@ impl Uploads {
             let Some(upload) = first.and_then(|at| self.queue.remove(at)) else {
                 break;
             };
-            self.count(&upload);
+            self.count(&upload, ctx.now);
             self.active.push((upload, ctx.now));
             let Upload { to, blob, index } = upload;
             ctx.act(Action::SendChunk { to, blob, index });

@@ -129,6 +129,9 @@ pub(crate) fn on_the_wire(message: &Message) -> u64 {
         } => DIGEST + int((*index).into()) + int((*delay_ms).into()),
         Message::Busy {
             index, retry_ms, ..
+        }
+        | Message::Elsewhere {
+            index, retry_ms, ..
         } => DIGEST + int((*index).into()) + int((*retry_ms).into()),
         Message::Mismatch { size, hints, .. } => {
             DIGEST + 1 + int(*size) + 1 + hints.len() as u64 * 64

@@ -41,6 +41,7 @@ const HELD: &[(&str, u64)] = &[
     ("crash-slow-100", 20),
     ("racks-100", 20),
     ("fast-100", 20),
+    ("warm1-100", 20),
 ];
 
 /// Seeds of all other worlds, with as many nodes as they have by default.

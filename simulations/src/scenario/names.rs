@@ -256,7 +256,11 @@ impl Scenario {
                 self.limits.p99 = Some((1.0, 0.5));
             }
             "staggered" => self.stagger = s(60),
-            "warm1" => self.warm = 1,
+            "warm1" => {
+                self.warm = 1;
+                // All comes out of one uplink, so what it sends twice everyone waits for.
+                self.limits.p99 = Some((1.1, 0.8));
+            }
             "warm3" => self.warm = 3,
             "warm100" => self.warm = 100.min(self.nodes / 2),
             "outage" => {

@@ -82,6 +82,27 @@ fn a_manifest_is_read_once_for_eight_nodes() {
 }
 
 #[test]
+fn the_only_holder_of_a_blob_leaves_to_others_what_it_has_sent() {
+    let chunks = 200;
+    let mut world = World::new(8);
+    world.pull(0, blob(1), chunks);
+    let held = world.run_until(SECOND * 10, |world| world.has_all(0, blob(1)));
+    assert!(held.is_some());
+    world.log.clear();
+    for node in 1..8 {
+        world.pull(node, blob(1), chunks);
+    }
+    let all = world.run_until(SECOND * 10, |world| world.all_have(blob(1)));
+    assert!(all.is_some(), "the pull does not end");
+    let sent = world.logged(|action| matches!(action, Action::SendChunk { .. }).then_some(()));
+    let by_holder = sent.iter().filter(|(_, by, ())| *by == 0).count() as u32;
+    assert!(
+        (chunks..chunks * 7 / 4).contains(&by_holder),
+        "it sent {by_holder} of {chunks} chunks"
+    );
+}
+
+#[test]
 fn a_late_puller_reads_nothing_from_the_origin() {
     let mut world = World::new(3);
     world.pull(0, blob(1), 10);
@@ -91,6 +112,23 @@ fn a_late_puller_reads_nothing_from_the_origin() {
     let late = world.run_until(SECOND, |world| world.has_all(2, blob(1)));
     assert!(late.is_some());
     assert_eq!(world.read(blob(1)), 10);
+}
+
+#[test]
+fn a_neighbour_may_leave_to_others_what_it_does_not_have() {
+    let mut world = pulled_by(2, 10);
+    world.run(MS * 30);
+    let from = world.nodes[1].peer;
+    for index in [3, 10, u32::MAX] {
+        let message = Message::Elsewhere {
+            blob: blob(1),
+            index,
+            retry_ms: 1,
+        };
+        world.handle(0, Event::Message { from, message });
+    }
+    let rest = world.run_until(SECOND * 5, |world| world.all_have(blob(1)));
+    assert!(rest.is_some());
 }
 
 /// A cluster that counts as large: joins are spread over the first second.
