@@ -35,7 +35,7 @@ const HELD: &[(&str, u64)] = &[
     ("single-10", 20),
     ("single-100", 20),
     ("single-1000", 20),
-    ("single-10000", 1),
+    ("single-10000", 2),
     ("small-1000", 20),
     ("layers-100", 20),
     ("crash-slow-100", 20),

@@ -9,11 +9,9 @@ mod tests;
 use std::path::Path;
 
 use anyhow::Context as _;
+use shoal_simulations::plot::whole;
 
-use crate::{
-    baselines::{Contender, Outcome},
-    plot::whole,
-};
+use crate::baselines::{Contender, Outcome};
 
 /// Runs a fixed table of scenarios and writes its pictures and its figures into a directory, anew
 /// after each scenario; `say` hears of each run when it has ended.

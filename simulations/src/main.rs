@@ -13,7 +13,6 @@ mod comparison;
 mod host;
 mod machines;
 mod net;
-mod plot;
 mod report;
 mod scenario;
 mod swarm;

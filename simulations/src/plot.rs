@@ -12,7 +12,7 @@ mod tests;
 
 use std::fmt::Write as _;
 
-pub(crate) use self::{
+pub use self::{
     axis::{Axis, Scale, whole},
     ink::Ink,
 };
@@ -32,38 +32,38 @@ const NEAR: f64 = 0.4;
 
 /// Several lines over one pair of axes.
 #[derive(Clone, Debug)]
-pub(crate) struct Plot {
+pub struct Plot {
     /// What is shown.
-    pub(crate) title: String,
+    pub title: String,
     /// Of what: the image, the links, how many nodes.
-    pub(crate) about: String,
+    pub about: String,
     /// From left to right.
-    pub(crate) x: Axis,
+    pub x: Axis,
     /// From bottom to top.
-    pub(crate) y: Axis,
+    pub y: Axis,
     /// As the legend names them. The first is drawn last, over the others.
-    pub(crate) lines: Vec<Line>,
+    pub lines: Vec<Line>,
 }
 
 /// One contender's points.
 #[derive(Clone, Debug)]
-pub(crate) struct Line {
+pub struct Line {
     /// For the legend.
-    pub(crate) name: String,
+    pub name: String,
     /// A figure worth reading, below the name; may be empty.
-    pub(crate) note: String,
+    pub note: String,
     /// Colour, dashes and mark.
-    pub(crate) ink: Ink,
+    pub ink: Ink,
     /// How the points are joined.
-    pub(crate) shape: Shape,
+    pub shape: Shape,
     /// In the units of the axes, from left to right. Those that the axes do not hold (nothing on a
     /// logarithmic axis is zero) are left out.
-    pub(crate) points: Vec<(f64, f64)>,
+    pub points: Vec<(f64, f64)>,
 }
 
 /// How points are joined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Shape {
+pub enum Shape {
     /// Straight from one to the next.
     Straight,
     /// A value holds until the next point.
@@ -74,7 +74,7 @@ pub(crate) enum Shape {
 
 impl Plot {
     /// The picture. Axes without fixed ends reach as far as the points do.
-    pub(crate) fn svg(&self) -> String {
+    pub fn svg(&self) -> String {
         let points = || self.lines.iter().flat_map(|line| &line.points);
         let x = self.x.spread(points().map(|point| point.0));
         let y = self.y.spread(points().map(|point| point.1));

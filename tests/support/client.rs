@@ -6,6 +6,7 @@
 use std::fs;
 use std::io::Read;
 use std::process::{Child, ChildStdout, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -39,6 +40,17 @@ pub(crate) struct Transfer {
     hash: Sha256,
     bytes: u64,
     start: Instant,
+    first_byte: Option<Instant>,
+}
+
+/// How long a pull took.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pull {
+    /// Until the first byte of a blob.
+    #[allow(dead_code, reason = "only the benchmarks ask for it")]
+    pub(crate) first_byte: Duration,
+    /// Until the last byte of the last blob.
+    pub(crate) took: Duration,
 }
 
 /// An answer that came whole.
@@ -50,6 +62,8 @@ pub(crate) struct Answer {
     pub(crate) bytes: u64,
     /// The body's digest, `sha256:…`.
     pub(crate) digest: String,
+    /// When the first byte of the body came, or its end.
+    pub(crate) first_byte: Instant,
     /// From the start of the client until the body's last byte.
     pub(crate) took: Duration,
 }
@@ -125,6 +139,7 @@ impl Request<'_> {
             hash: Sha256::new(),
             bytes: 0,
             start,
+            first_byte: None,
         }
     }
 
@@ -163,6 +178,7 @@ impl Transfer {
             match self.body.read(&mut buffer) {
                 Ok(0) | Err(_) => break,
                 Ok(count) => {
+                    self.first_byte.get_or_insert_with(clock::now);
                     self.hash.update(&buffer[..count]);
                     self.bytes += count as u64;
                 }
@@ -188,6 +204,7 @@ impl Transfer {
     /// As [`Request::finish`].
     pub(crate) fn end(self) -> Result<Answer, String> {
         let took = self.start.elapsed();
+        let first_byte = self.first_byte.unwrap_or(self.start + took);
         drop(self.body);
         let output = self
             .curl
@@ -207,6 +224,7 @@ impl Transfer {
             status,
             bytes: self.bytes,
             digest: digest_of(self.hash),
+            first_byte,
             took,
         })
     }
@@ -241,6 +259,20 @@ pub(crate) fn pull_as(
     image: &Image,
     name: &str,
 ) -> Result<Duration, String> {
+    timed_pull(place, base, image, name).map(|pull| pull.took)
+}
+
+/// As [`pull_as`]; tells when the first byte came, too.
+///
+/// # Errors
+///
+/// What failed, with the blob's digest.
+pub(crate) fn timed_pull(
+    place: &Place,
+    base: &str,
+    image: &Image,
+    name: &str,
+) -> Result<Pull, String> {
     let start = clock::now();
     let bytes = manifest(place, base, name)
         .body()
@@ -258,8 +290,18 @@ pub(crate) fn pull_as(
         .chain([&manifest["config"]])
         .map(|descriptor| descriptor["digest"].as_str().expect("the test wrote it"))
         .collect();
-    each_at_once(&digests, |digest| check_blob(place, base, digest))?;
-    Ok(start.elapsed())
+    let first_byte = Mutex::new(None::<Instant>);
+    each_at_once(&digests, |digest| {
+        let answer = check_blob(place, base, digest)?;
+        let mut first = first_byte.lock().expect("a client does not panic");
+        *first = Some(first.map_or(answer.first_byte, |first| first.min(answer.first_byte)));
+        Ok(())
+    })?;
+    let first_byte = first_byte.into_inner().expect("a client does not panic");
+    Ok(Pull {
+        first_byte: first_byte.map_or(Duration::ZERO, |first| first.duration_since(start)),
+        took: start.elapsed(),
+    })
 }
 
 /// What [`check_blob`] says of an answer that came whole and is not what was asked for.
@@ -279,9 +321,9 @@ pub(crate) fn check_blob(place: &Place, base: &str, digest: &str) -> Result<Answ
     }
 }
 
-fn each_at_once<T>(
+fn each_at_once(
     digests: &[&str],
-    check: impl Fn(&str) -> Result<T, String> + Sync,
+    check: impl Fn(&str) -> Result<(), String> + Sync,
 ) -> Result<(), String> {
     let next = AtomicUsize::new(0);
     let work = || {

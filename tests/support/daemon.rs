@@ -330,7 +330,8 @@ impl Node {
         self.signal("CONT");
     }
 
-    fn pid(&self) -> u32 {
+    /// The process.
+    pub(crate) fn pid(&self) -> u32 {
         self.process.as_ref().expect("it runs").id()
     }
 

@@ -52,6 +52,12 @@ impl Registry {
         format!("http://{}:{ORIGIN_PORT}", self.place.address)
     }
 
+    /// Its process.
+    #[allow(dead_code, reason = "only the benchmarks ask for it")]
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.as_ref().map_or(0, Child::id)
+    }
+
     /// Stops the process; its port refuses connections from now on.
     pub(crate) fn stop(&mut self) {
         if let Some(mut process) = self.process.take() {

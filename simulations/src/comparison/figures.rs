@@ -1,9 +1,10 @@
 //! The pictures of a comparison.
 
+use shoal_simulations::plot::{Axis, Ink, Line, Plot, Scale, Shape, whole};
+
 use super::{Comparison, figure};
 use crate::{
     baselines::{Contender, Outcome},
-    plot::{Axis, Ink, Line, Plot, Scale, Shape, whole},
     report::percentile,
 };
 

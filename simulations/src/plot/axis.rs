@@ -2,7 +2,7 @@
 
 /// How values are spread over an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Scale {
+pub enum Scale {
     /// Equal differences are equally far apart; begins at zero.
     Linear,
     /// Equal ratios are; holds only what is above zero.
@@ -11,13 +11,13 @@ pub(crate) enum Scale {
 
 /// One axis of a plot.
 #[derive(Clone, Debug)]
-pub(crate) struct Axis {
+pub struct Axis {
     /// What it measures, with the unit.
-    pub(crate) label: String,
+    pub label: String,
     /// How.
-    pub(crate) scale: Scale,
+    pub scale: Scale,
     /// Where it ends; by default where the points do.
-    pub(crate) end: Option<f64>,
+    pub end: Option<f64>,
 }
 
 /// An axis that knows where it begins and ends.
@@ -45,7 +45,7 @@ const SLACK: f64 = 1e-9;
 
 impl Axis {
     /// An axis that reaches as far as its points.
-    pub(crate) fn new(label: impl Into<String>, scale: Scale) -> Self {
+    pub fn new(label: impl Into<String>, scale: Scale) -> Self {
         Self {
             label: label.into(),
             scale,
@@ -54,7 +54,7 @@ impl Axis {
     }
 
     /// Ends here, whatever the points.
-    pub(crate) fn until(self, end: f64) -> Self {
+    pub fn until(self, end: f64) -> Self {
         Self {
             end: Some(end),
             ..self
@@ -174,7 +174,7 @@ fn named(value: f64) -> String {
 }
 
 /// A number of things, thousands apart.
-pub(crate) fn whole(value: f64) -> String {
+pub fn whole(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut out = String::new();
     for (place, digit) in digits.chars().enumerate() {

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 /// A line's looks. Colours are those of Okabe and Ito, which people with any colour vision can tell
 /// apart (<https://jfly.uni-koeln.de/color/>).
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Ink {
+pub struct Ink {
     colour: &'static str,
     dashes: &'static str,
     width: f64,
@@ -24,20 +24,20 @@ enum Mark {
 
 impl Ink {
     /// Shoal.
-    pub(crate) const BLUE: Self = Self::solid("#0072b2", 3.0, Mark::Disc);
+    pub const BLUE: Self = Self::solid("#0072b2", 3.0, Mark::Disc);
     /// Direct pull; dashed, as whole layers often do just as well.
-    pub(crate) const VERMILION: Self = Self {
+    pub const VERMILION: Self = Self {
         dashes: "8 6",
         ..Self::solid("#d55e00", 2.0, Mark::Square)
     };
     /// Complete layers only.
-    pub(crate) const GREEN: Self = Self::solid("#009e73", 2.0, Mark::Up);
+    pub const GREEN: Self = Self::solid("#009e73", 2.0, Mark::Up);
     /// Static hashing.
-    pub(crate) const ORANGE: Self = Self::solid("#e69f00", 2.0, Mark::Down);
+    pub const ORANGE: Self = Self::solid("#e69f00", 2.0, Mark::Down);
     /// BitTorrent-like.
-    pub(crate) const PURPLE: Self = Self::solid("#cc79a7", 2.0, Mark::Diamond);
+    pub const PURPLE: Self = Self::solid("#cc79a7", 2.0, Mark::Diamond);
     /// What nobody can beat.
-    pub(crate) const BOUND: Self = Self {
+    pub const BOUND: Self = Self {
         colour: "#57606a",
         dashes: "5 4",
         width: 1.5,

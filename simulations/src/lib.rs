@@ -1,0 +1,3 @@
+//! What the simulator has that other programs use too: its plots.
+
+pub mod plot;
