@@ -50,7 +50,7 @@ fn one_source() -> Scenario {
     let mut scenario = named("warm");
     scenario.warm = 1;
     scenario.images[0].layers = 1;
-    scenario.limits.ratio = Some(2.5);
+    scenario.limits.ratio = Some(1.15);
     scenario
 }
 
