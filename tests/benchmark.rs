@@ -33,6 +33,7 @@ mod table;
 #[path = "benchmark/usage.rs"]
 mod usage;
 
+use std::env;
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -84,6 +85,13 @@ const LAYERS: [f64; 5] = [0.5, 0.275, 0.125, 0.075, 0.025];
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    // Where tests/bench was called: files are named from there.
+    if let Some(directory) = env::var_os("BENCH_DIRECTORY")
+        && let Err(error) = env::set_current_dir(&directory)
+    {
+        eprintln!("cannot work in {}: {error}", directory.display());
+        return ExitCode::FAILURE;
+    }
     let (outcomes, mut failed) = if arguments.from.is_empty() {
         measure(&arguments)
     } else {
