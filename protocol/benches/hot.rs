@@ -4,6 +4,8 @@
 //! what was allocated is of all of them together.
 
 use divan::AllocProfiler;
+use rand::{RngExt as _, rngs::Xoshiro256PlusPlus};
+use shoal_protocol::{chunk::Bitfield, digest::Digest};
 
 #[global_allocator]
 static ALLOCATOR: AllocProfiler = AllocProfiler::system();
@@ -12,23 +14,37 @@ fn main() {
     divan::main();
 }
 
+fn blob() -> Digest {
+    Digest::sha256([7; 32])
+}
+
+/// A half of so many chunks.
+fn half(rng: &mut Xoshiro256PlusPlus, chunks: u32) -> Bitfield {
+    let mut bits = Bitfield::new(chunks);
+    for index in (0..chunks).filter(|_| rng.random()) {
+        bits.insert(index);
+    }
+    bits
+}
+
 /// One node among neighbours, driven as by a driver whose disk and network take no time at all.
 mod exchange {
     use std::collections::VecDeque;
 
     use divan::{Bencher, counter::ItemsCount};
-    use rand::{RngExt as _, SeedableRng as _, rngs::Xoshiro256PlusPlus};
+    use rand::{SeedableRng as _, rngs::Xoshiro256PlusPlus};
     use shoal_protocol::{
         chunk::Bitfield,
         config::Config,
         core::Core,
-        digest::Digest,
         directory::{Directory, NodeId, NodeRecord, Peer, Place},
         event::{Action, Event},
         limits::CHUNK_BYTES,
         message::{BlobKind, Hint, Message},
         time::{Duration, Time},
     };
+
+    use super::{blob, half};
 
     /// 10 GB.
     const CHUNKS: u32 = 2400;
@@ -48,10 +64,6 @@ mod exchange {
 
     /// Nothing that was requested comes in while they are told, and after 1 s it would be late.
     const HAVES: usize = 960;
-
-    fn blob() -> Digest {
-        Digest::sha256([7; 32])
-    }
 
     fn have(chunks: Vec<u32>) -> Message {
         Message::Have {
@@ -88,13 +100,7 @@ mod exchange {
             let mut bits = |held| match held {
                 Held::Nothing => Bitfield::new(CHUNKS),
                 Held::All => Bitfield::full(CHUNKS),
-                Held::Half => {
-                    let mut bits = Bitfield::new(CHUNKS);
-                    for index in (0..CHUNKS).filter(|_| rng.random()) {
-                        bits.insert(index);
-                    }
-                    bits
-                }
+                Held::Half => half(&mut rng, CHUNKS),
             };
             let directory = Directory::new();
             let mut records: Vec<NodeRecord> = (0..=NEIGHBOURS as u8)
@@ -305,19 +311,13 @@ mod exchange {
 #[divan::bench_group(sample_size = 200)]
 mod bitfield {
     use divan::{Bencher, black_box, counter::ItemsCount};
-    use rand::{RngExt as _, SeedableRng as _, rngs::Xoshiro256PlusPlus};
+    use rand::{SeedableRng as _, rngs::Xoshiro256PlusPlus};
     use shoal_protocol::chunk::Bitfield;
 
     pub(super) const CHUNKS: u32 = 7500;
 
-    /// A half of them.
     pub(super) fn half(seed: u64) -> Bitfield {
-        let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
-        let mut bits = Bitfield::new(CHUNKS);
-        for index in (0..CHUNKS).filter(|_| rng.random()) {
-            bits.insert(index);
-        }
-        bits
+        super::half(&mut Xoshiro256PlusPlus::seed_from_u64(seed), CHUNKS)
     }
 
     #[divan::bench]
@@ -408,18 +408,13 @@ mod wire {
     use shoal_protocol::{
         attest::Attestation,
         chunk::ChunkHash,
-        digest::Digest,
         directory::Directory,
         limits::CHUNK_BYTES,
         message::{BlobKind, ChunkHeader, Lease, LeaseId, LeaseReport, Message},
         wire,
     };
 
-    use super::bitfield;
-
-    fn blob() -> Digest {
-        Digest::sha256([7; 32])
-    }
+    use super::{bitfield, blob};
 
     fn request() -> Message {
         Message::Request {
@@ -539,13 +534,13 @@ mod wire {
 mod attestation {
     use divan::{Bencher, black_box};
     use ed25519_dalek::SigningKey;
-    use shoal_protocol::{
-        attest::Attestation, chunk::ChunkHash, digest::Digest, limits::CHUNK_BYTES,
-    };
+    use shoal_protocol::{attest::Attestation, chunk::ChunkHash, limits::CHUNK_BYTES};
+
+    use super::blob;
 
     fn sign_one(key: &SigningKey, index: u32) -> Attestation {
-        let (blob, hash) = (Digest::sha256([7; 32]), ChunkHash([9; 32]));
-        Attestation::sign(key, &blob, index, hash, CHUNK_BYTES as u32)
+        let hash = ChunkHash([9; 32]);
+        Attestation::sign(key, &blob(), index, hash, CHUNK_BYTES as u32)
     }
 
     #[divan::bench]
@@ -556,7 +551,7 @@ mod attestation {
 
     #[divan::bench]
     fn check(bencher: Bencher) {
-        let blob = Digest::sha256([7; 32]);
+        let blob = blob();
         let attestation = sign_one(&SigningKey::from_bytes(&[7; 32]), 1234);
         assert!(attestation.is_signed_for(&blob, 1234));
         bencher.bench(|| black_box(&attestation).is_signed_for(&blob, 1234));

@@ -241,13 +241,13 @@ impl Uploads {
         }
         let sent = self.sent.get(&upload.blob)?;
         let (times, at) = *sent.get(upload.index as usize)?;
-        let least = if sent.len() < chunks as usize {
-            0
-        } else {
-            sent.iter().map(|(times, _)| *times).min()?
-        };
         let patience = (retry * PASSED_ON_AFTER).max(PASSED_ON_MIN);
-        (times > least && ctx.now.since(at) < patience).then_some(retry)
+        if ctx.now.since(at) >= patience {
+            return None;
+        }
+        let some_are_rarer =
+            sent.len() < chunks as usize || sent.iter().any(|(other, _)| *other < times);
+        (times > 0 && some_are_rarer).then_some(retry)
     }
 
     fn count(&mut self, upload: &Upload, now: Time) {

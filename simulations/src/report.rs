@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use serde::Serialize;
+use shoal_simulations::percentile;
 
 use crate::{
     checkers::{Checkers, Seen},
@@ -85,15 +86,6 @@ pub(crate) struct Report {
     pub(crate) violations: Vec<String>,
     /// The command that runs it again.
     pub(crate) replay: String,
-}
-
-/// The value that a share of the sorted values is not above.
-pub(crate) fn percentile(sorted: &[f64], share: f64) -> f64 {
-    let at = (share * sorted.len() as f64).ceil() as usize;
-    sorted
-        .get(at.saturating_sub(1))
-        .copied()
-        .unwrap_or(f64::NAN)
 }
 
 /// Bytes that this process has had in memory at most, as Linux counts them (proc(5), `VmHWM`).

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::contender::{Contender, Course};
+use crate::support::daemon::peak_resident_bytes;
 use crate::support::image::Image;
 use crate::support::netns::Lab;
 use crate::usage::{self, Machine};
@@ -73,9 +74,7 @@ pub(crate) struct Outcome {
 impl Outcome {
     /// The time that a share of the nodes did not exceed.
     pub(crate) fn percentile(&self, share: f64) -> f64 {
-        let at = (share * self.seconds.len() as f64).ceil() as usize;
-        let at = at.clamp(1, self.seconds.len().max(1)) - 1;
-        self.seconds.get(at).copied().unwrap_or(f64::NAN)
+        shoal_simulations::percentile(&self.seconds, share)
     }
 
     /// What set the pace: above nine tenths of the processors the links cannot be filled.
@@ -158,7 +157,7 @@ pub(crate) fn run(
         cpu_seconds_per_gib: (cpu(processes.clone()) - cpu_before) / delivered,
         peak_bytes: processes
             .into_iter()
-            .map(usage::peak_bytes)
+            .filter_map(peak_resident_bytes)
             .max()
             .unwrap_or(0),
         machine_busy,

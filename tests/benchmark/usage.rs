@@ -17,14 +17,6 @@ pub(crate) fn cpu_seconds(pid: u32) -> f64 {
     (ticks(14) + ticks(15)) / TICKS
 }
 
-/// The most memory that a process has had resident, in bytes; none if it is gone.
-pub(crate) fn peak_bytes(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = peak.and_then(|peak| peak.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    kib.unwrap_or(0) * 1024
-}
-
 /// Ticks of all processors: those in use, and all.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Machine {

@@ -4,18 +4,19 @@
 //! Clients are `curl` processes that throw the bytes away; their time is not counted.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::rc::Rc;
 
 use crate::measure::{self, Entry, Measured, Outcome};
 use crate::server::Server;
+use crate::support::MIB;
+use crate::support::client;
 use crate::support::clock;
 use crate::support::daemon::{Node, Options};
 use crate::support::image::{Blob, Image};
 use crate::support::netns::Lab;
 use crate::support::place::Place;
 use crate::support::registry::Registry;
-use crate::support::{MIB, REPOSITORY, UPSTREAM};
 use crate::usage;
 
 /// The rate of the link between a mirror and its clients where it has one.
@@ -73,7 +74,7 @@ pub(crate) fn cold(mebibytes: usize, rounds: usize) -> Result<Vec<Outcome>, Stri
     let direct = {
         let (host, registry, blob) = (host.clone(), Rc::clone(&registry), blob.clone());
         Entry::new("the registry itself", move || {
-            let url = format!("{}/v2/{REPOSITORY}/blobs/{}", registry.url(), blob.digest);
+            let url = client::blob_url(&registry.url(), &blob.digest);
             measured(&host, &url, &blob, &[registry.pid()], 1, 1)
         })
     };
@@ -83,7 +84,7 @@ pub(crate) fn cold(mebibytes: usize, rounds: usize) -> Result<Vec<Outcome>, Stri
             ..Options::default()
         };
         let node = Node::start(&host, options);
-        let url = mirror_url(&node, &blob);
+        let url = client::blob_url(&node.mirror_url(), &blob.digest);
         measured(&host, &url, &blob, &[node.pid()], 1, 1)
     });
     measure::in_turns(
@@ -130,12 +131,11 @@ impl Servers {
     }
 
     fn registry(&self) -> String {
-        let digest = &self.blob.digest;
-        format!("{}/v2/{REPOSITORY}/blobs/{digest}", self.registry.url())
+        client::blob_url(&self.registry.url(), &self.blob.digest)
     }
 
     fn mirror(&self) -> String {
-        mirror_url(&self.node, &self.blob)
+        client::blob_url(&self.node.mirror_url(), &self.blob.digest)
     }
 
     fn measured(
@@ -147,14 +147,6 @@ impl Servers {
     ) -> Result<Measured, String> {
         measured(&self.host, url, &self.blob, pids, clients, repeats)
     }
-}
-
-fn mirror_url(node: &Node, blob: &Blob) -> String {
-    let mirror = node.mirror();
-    format!(
-        "http://{mirror}/v2/{UPSTREAM}/{REPOSITORY}/blobs/{}",
-        blob.digest
-    )
 }
 
 fn layer(image: &Image) -> &Blob {
@@ -199,8 +191,7 @@ fn measured(
 }
 
 fn curl(host: &Place, url: &str, repeats: usize) -> Result<Child, String> {
-    let mut command: Command = host.command("curl");
-    command.args(["-sS", "--http1.1", "--noproxy", "*", "--max-time", "300"]);
+    let mut command = client::curl(host);
     command.args(["-w", "%{size_download} %{time_starttransfer}\n"]);
     for _ in 0..repeats {
         command.args(["-o", "/dev/null", url]);

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::Read;
-use std::process::{Child, ChildStdout, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -79,7 +79,20 @@ pub(crate) fn request<'a>(place: &'a Place, url: &str) -> Request<'a> {
 
 /// A GET of a blob of the test image under `base`.
 pub(crate) fn blob<'a>(place: &'a Place, base: &str, digest: &str) -> Request<'a> {
-    request(place, &format!("{}/blobs/{digest}", repository_url(base)))
+    request(place, &blob_url(base, digest))
+}
+
+/// Where a blob of the test image is under `base`.
+pub(crate) fn blob_url(base: &str, digest: &str) -> String {
+    format!("{}/blobs/{digest}", repository_url(base))
+}
+
+/// `curl` at `place`, with what every request has.
+pub(crate) fn curl(place: &Place) -> Command {
+    let mut command = place.command("curl");
+    command.args(["-sS", "--http1.1", "--noproxy", "*"]);
+    command.args(["--max-time", REQUEST_SECONDS_MAX]);
+    command
 }
 
 /// A GET of a manifest of the test image under `base`, by tag or digest.
@@ -111,15 +124,7 @@ impl Request<'_> {
 
     /// Sends the request.
     pub(crate) fn start(self) -> Transfer {
-        let mut command = self.place.command("curl");
-        command.args([
-            "-sS",
-            "--http1.1",
-            "--noproxy",
-            "*",
-            "--max-time",
-            REQUEST_SECONDS_MAX,
-        ]);
+        let mut command = curl(self.place);
         command
             .args(["-w", "%{stderr}\n%{http_code}"])
             .args(self.options)

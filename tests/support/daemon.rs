@@ -282,13 +282,7 @@ impl Node {
 
     /// The most memory that the process has had resident, in bytes.
     pub(crate) fn peak_resident_bytes(&self) -> u64 {
-        let path = Path::new("/proc")
-            .join(self.pid().to_string())
-            .join("status");
-        let status = fs::read_to_string(path).expect("the process runs");
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kib = peak.and_then(|peak| peak.trim().trim_end_matches(" kB").parse::<u64>().ok());
-        kib.expect("the kernel reports VmHWM") * 1024
+        peak_resident_bytes(self.pid()).expect("the process runs, and the kernel reports VmHWM")
     }
 
     /// Sends SIGKILL to a node that others are still looking at; [`kill`](Self::kill) reaps it.
@@ -346,6 +340,17 @@ impl Node {
             "SIG{name} is delivered"
         );
     }
+}
+
+/// The most memory that a process has had resident, in bytes (proc(5)); none if it is gone.
+pub(crate) fn peak_resident_bytes(pid: u32) -> Option<u64> {
+    let path = Path::new("/proc").join(pid.to_string()).join("status");
+    let status = fs::read_to_string(path).ok()?;
+    let peak = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = peak.trim().trim_end_matches(" kB").parse().ok()?;
+    Some(kib * 1024)
 }
 
 /// What a `shoal` command prints; it has to succeed.

@@ -1,12 +1,12 @@
 //! The pictures of a comparison.
 
-use shoal_simulations::plot::{Axis, Ink, Line, Plot, Scale, Shape, whole};
+use shoal_simulations::{
+    percentile,
+    plot::{Axis, Ink, Line, Plot, Scale, Shape, whole},
+};
 
 use super::{Comparison, figure};
-use crate::{
-    baselines::{Contender, Outcome},
-    report::percentile,
-};
+use crate::baselines::{Contender, Outcome};
 
 /// A picture and the name of its file.
 #[derive(Debug)]

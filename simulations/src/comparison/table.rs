@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{Comparison, figure};
-use crate::report::percentile;
+use shoal_simulations::percentile;
 
 /// One row for each scenario and contender.
 pub(super) fn markdown(comparisons: &[Comparison]) -> String {
