@@ -65,6 +65,9 @@ struct Arguments {
     /// The size of the image, in MiB, in five layers of unequal size.
     #[arg(long, default_value_t = 128)]
     size: u64,
+    /// Half of the bytes are repetitive, as in layers that nobody compressed.
+    #[arg(long)]
+    compressible: bool,
     /// Writes the outcomes here too, a JSON object on each line.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -135,9 +138,14 @@ fn main() -> ExitCode {
 /// Every contender in every scenario, and whether any of them failed.
 fn measure(arguments: &Arguments) -> (Vec<Outcome>, bool) {
     let layers = LAYERS.map(|part| (part * (arguments.size * MIB) as f64) as u64);
+    let image = if arguments.compressible {
+        Image::compressible(4, &layers)
+    } else {
+        Image::generate(4, &layers)
+    };
     let rules = Rules {
         link: arguments.link,
-        image: Image::generate(4, &layers),
+        image,
     };
     let mut outcomes = Vec::new();
     let mut failed = false;

@@ -89,3 +89,31 @@ fn eight_skopeo_clients_pull_at_once_the_registry_is_read_once_and_then_no_longe
     );
     assert_eq!(registry.log().len(), asked);
 }
+
+#[test]
+fn layers_that_nobody_compressed_take_less_of_a_slow_link() {
+    let _machine = machine();
+    let layers = [24 * MIB, 8 * MIB];
+    let compressible = Image::compressible(7, &layers);
+    let lab = Lab::new(3, Some(50));
+    let (origin, hosts) = lab.hosts().split_first().expect("it has hosts");
+    for (image, saved) in [
+        // Half of the bytes shrink to nothing; the first chunks go as they are.
+        (compressible, 0.3..0.5),
+        (Image::generate(8, &layers), 0.0..0.01),
+    ] {
+        let registry = Registry::serving(&image, origin);
+        let swarm = Swarm::start(hosts, &registry.url());
+        let [holder, other] = &swarm.nodes[..] else {
+            unreachable!("there are two hosts");
+        };
+        holder.pull(&image).expect("it comes from the registry");
+        other.pull(&image).expect("it comes from the other node");
+        let share = holder.metric("shoal_saved_bytes_total") / image.bytes() as f64;
+        assert!(saved.contains(&share), "{share:.3} of the bytes were saved");
+        assert_eq!(
+            holder.traffic().uploaded,
+            image.bytes() + image.manifest.size()
+        );
+    }
+}

@@ -79,6 +79,11 @@ impl Buffer {
         Self { memory, len }
     }
 
+    /// Forgets what comes after the first `len` bytes.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
     /// To be shared, and kept for the next user when the last one drops it.
     pub(crate) fn freeze(self) -> Bytes {
         Bytes::from_owner(self)
@@ -91,7 +96,7 @@ impl Deref for Buffer {
     fn deref(&self) -> &[u8] {
         match &self.memory {
             Memory::Mapped(memory) => &memory[..self.len],
-            Memory::Owned(memory) => memory,
+            Memory::Owned(memory) => &memory[..self.len],
         }
     }
 }
@@ -100,7 +105,7 @@ impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
         match &mut self.memory {
             Memory::Mapped(memory) => &mut memory[..self.len],
-            Memory::Owned(memory) => memory,
+            Memory::Owned(memory) => &mut memory[..self.len],
         }
     }
 }

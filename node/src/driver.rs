@@ -32,6 +32,7 @@ use crate::{
     metrics::Metrics,
     network::{Network, NetworkEvent},
     origin::Origins,
+    packing::Packer,
     stats::{BanStats, BlobStats, LeaseStats, NodeStats, StoreStats},
     store::{Blob, BlobState, DemandEvent, Store, StoreError, Verdict},
 };
@@ -142,6 +143,7 @@ pub(crate) struct Parts {
     pub(crate) store: Store,
     pub(crate) origins: Origins,
     pub(crate) key: SigningKey,
+    pub(crate) packer: Packer,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tallies: Tallies,
     pub(crate) facts: mpsc::Sender<Fact>,

@@ -18,6 +18,7 @@ pub mod mirror;
 pub mod network;
 mod node;
 pub mod origin;
+mod packing;
 pub mod stats;
 pub mod store;
 

@@ -5,7 +5,7 @@
 
 use std::{
     collections::VecDeque,
-    fmt::Write as _,
+    fmt::{Display, Write as _},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -123,6 +123,10 @@ pub struct Metrics {
     pub bytes_from_local: Counter,
     /// Chunk bytes sent to peers.
     pub bytes_uploaded: Counter,
+    /// Bytes that compression kept off the wire.
+    pub bytes_saved: Counter,
+    /// Microseconds spent compressing chunks and unpacking them.
+    pub packing_micros: Counter,
     /// Body bytes that the mirror sent to clients, from wherever they came.
     pub mirror_bytes: Counter,
     /// Mirror answers that were broken off because their bytes failed.
@@ -255,6 +259,12 @@ impl Metrics {
                 (format!("outcome=\"{name}\""), count)
             }),
         );
+        out.family(
+            "shoal_packing_seconds_total",
+            "counter",
+            "Time spent compressing chunks for peers and unpacking those from peers.",
+            [(String::new(), self.packing_micros.get() as f64 / 1e6)],
+        );
         for (name, help, counter) in self.plain_counters() {
             out.family(name, "counter", help, [(String::new(), counter.get())]);
         }
@@ -264,12 +274,17 @@ impl Metrics {
         out.0
     }
 
-    fn plain_counters(&self) -> [(&'static str, &'static str, &Counter); 13] {
+    fn plain_counters(&self) -> [(&'static str, &'static str, &Counter); 14] {
         [
             (
                 "shoal_uploaded_bytes_total",
                 "Chunk bytes sent to peers.",
                 &self.bytes_uploaded,
+            ),
+            (
+                "shoal_saved_bytes_total",
+                "Bytes that compression kept off the wire, of the chunks sent to peers.",
+                &self.bytes_saved,
             ),
             (
                 "shoal_mirror_sent_bytes_total",
@@ -386,7 +401,7 @@ impl Exposition {
         name: &str,
         kind: &str,
         help: &str,
-        samples: impl IntoIterator<Item = (String, u64)>,
+        samples: impl IntoIterator<Item = (String, impl Display)>,
     ) {
         // Writing to a String cannot fail.
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");

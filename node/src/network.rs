@@ -172,7 +172,7 @@ pub enum NetworkEvent {
         blob: Digest,
         /// The chunk.
         index: u32,
-        /// How many bytes there are.
+        /// How many bytes there are, as they are on the wire.
         received: u32,
         /// How many there will be.
         total: u32,

@@ -32,6 +32,7 @@ use crate::{
         local_address_towards,
     },
     origin::{OriginConfigError, Origins, OriginsConfig},
+    packing::Packer,
     store::{Store, StoreConfig, StoreError},
 };
 
@@ -172,6 +173,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Node
         store: store.clone(),
         origins,
         key: identity.signing_key(),
+        packer: Packer::new(Arc::clone(&metrics)),
         metrics: Arc::clone(&metrics),
         tallies: Tallies::default(),
         facts,

@@ -462,6 +462,7 @@ mod wire {
             index,
             size: u64::from(bitfield::CHUNKS) * CHUNK_BYTES,
             attestation: Attestation::sign(&key, &blob(), index, ChunkHash([9; 32]), len),
+            packed: None,
         }
     }
 

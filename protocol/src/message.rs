@@ -588,8 +588,17 @@ pub struct ChunkHeader {
     pub index: u32,
     /// The size of the whole blob, so that a receiver that did not know it can store the chunk.
     pub size: u64,
-    /// Who vouches for the bytes that follow; their number is in it.
+    /// Who vouches for the chunk; its length is in it.
     pub attestation: Attestation,
+    /// Where the chunk follows as a zstd frame, the bytes of that frame: fewer than the chunk's.
+    pub packed: Option<u32>,
+}
+
+impl ChunkHeader {
+    /// How many bytes follow the header.
+    pub fn wire_len(&self) -> u32 {
+        self.packed.unwrap_or(self.attestation.len)
+    }
 }
 
 /// How a node is named on the wire.

@@ -107,5 +107,8 @@ pub fn decode_chunk_header(bytes: &[u8]) -> Result<ChunkHeader, WireError> {
     if u64::from(header.attestation.len) > CHUNK_BYTES {
         return Err(WireError::OutOfBounds("chunk length"));
     }
+    if header.wire_len() > header.attestation.len {
+        return Err(WireError::OutOfBounds("packed length"));
+    }
     Ok(header)
 }

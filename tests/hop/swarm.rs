@@ -82,6 +82,7 @@ pub(crate) fn run(blocks: usize) -> Result<(), String> {
                 hash,
                 BLOCK as u32,
             ),
+            packed: None,
         };
         for index in 0..blocks as u32 {
             receiver.network.expect(from, blob, index);

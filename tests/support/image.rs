@@ -1,5 +1,6 @@
-//! Images made by code: the same bytes on every machine, half of them incompressible, any byte
-//! of them computed from its offset, so that a 4 GB image needs neither memory nor disk.
+//! Images made by code: the same bytes on every machine, any byte of them computed from its offset,
+//! so that a 4 GB image needs neither memory nor disk. They do not shrink, as layers that are
+//! compressed do not; where it is asked for, half of the bytes do.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -10,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::{MIB, REPOSITORY, TAG};
 
-/// Random and repetitive bytes alternate in pages of this size.
+/// Where bytes are to shrink, random and repetitive ones alternate in pages of this size.
 const PAGE: u64 = 64 * 1024;
 
 /// Bytes produced at once.
@@ -34,6 +35,8 @@ pub(crate) enum Content {
         size: u64,
         /// Whether the bytes are a tar archive; the size is then a multiple of 512.
         tar: bool,
+        /// Whether half of the bytes are repetitive.
+        compressible: bool,
     },
     /// Small documents.
     Literal(Vec<u8>),
@@ -53,8 +56,13 @@ impl Content {
         let end = self.size().min(offset + limit as u64);
         match self {
             Self::Literal(bytes) => bytes[offset as usize..end as usize].to_vec(),
-            Self::Generated { seed, size, tar } => {
-                let mut bytes = generate(*seed, offset, end);
+            Self::Generated {
+                seed,
+                size,
+                tar,
+                compressible,
+            } => {
+                let mut bytes = generate(*seed, *compressible, offset, end);
                 if *tar {
                     dress_as_tar(&mut bytes, offset, *size);
                 }
@@ -85,18 +93,18 @@ pub(crate) fn digest_of(hash: Sha256) -> String {
     format!("sha256:{}", hex::encode(hash.finalize()))
 }
 
-/// Words of a counter-based generator (SplitMix64), so that any offset can be asked for; in every
-/// second page the word depends on little but the page, and the page compresses well.
-fn generate(seed: u64, from: u64, to: u64) -> Vec<u8> {
+/// Words of a counter-based generator (SplitMix64), so that any offset can be asked for. Where the
+/// bytes are to shrink, the word depends on little but the page in every second page.
+fn generate(seed: u64, compressible: bool, from: u64, to: u64) -> Vec<u8> {
     let first = from / 8;
     let words = to.div_ceil(8) - first;
     let mut bytes = Vec::with_capacity(words as usize * 8);
     for index in first..first + words {
         let page = index * 8 / PAGE;
-        let input = if page.is_multiple_of(2) {
-            index
-        } else {
+        let input = if compressible && page % 2 == 1 {
             page * PAGE + index % 16
+        } else {
+            index
         };
         bytes.extend_from_slice(&mix(seed, input).to_le_bytes());
     }
@@ -172,6 +180,7 @@ impl Blob {
             seed,
             size,
             tar: false,
+            compressible: false,
         })
     }
 
@@ -193,12 +202,22 @@ pub(crate) struct Image {
 impl Image {
     /// An image whose layers have these sizes; `seed` sets its bytes apart from other images'.
     pub(crate) fn generate(seed: u64, layer_bytes: &[u64]) -> Self {
+        Self::generated(seed, layer_bytes, false)
+    }
+
+    /// The same with half of the bytes repetitive, as in layers that nobody compressed.
+    pub(crate) fn compressible(seed: u64, layer_bytes: &[u64]) -> Self {
+        Self::generated(seed, layer_bytes, true)
+    }
+
+    fn generated(seed: u64, layer_bytes: &[u64], compressible: bool) -> Self {
         let layer = |(index, size): (usize, &u64)| {
             let size = (*size).next_multiple_of(TAR_BLOCK).max(4 * TAR_BLOCK);
             Blob::new(Content::Generated {
                 seed: seed * 1000 + index as u64,
                 size,
                 tar: true,
+                compressible,
             })
         };
         Self::of(
@@ -308,6 +327,7 @@ fn any_part_of_generated_content_equals_the_same_part_of_the_whole() {
         seed: 7,
         size,
         tar: true,
+        compressible: true,
     };
     let whole = content.read(0, size as usize);
     assert_eq!(whole.len() as u64, size);
@@ -334,6 +354,7 @@ fn a_layer_is_a_tar_archive_of_one_file() {
         seed: 1,
         size: 100 * TAR_BLOCK,
         tar: true,
+        compressible: true,
     };
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), content.read(0, 1 << 20)).unwrap();

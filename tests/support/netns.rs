@@ -20,6 +20,11 @@ const PREFIX: &str = "shoal-e2e-";
 /// control messages do not drown.
 const QUEUE_MS: u64 = 50;
 
+/// How TCP shares a link: as Linux has it where nobody changes it, on every machine. Namespaces take
+/// over what their machine has, and may choose among what it allows.
+const CONGESTION: &str = "cubic";
+const CONGESTION_ALLOWED: &str = "/proc/sys/net/ipv4/tcp_allowed_congestion_control";
+
 /// The rate of a host's link in each direction, in Mbit/s; `None` is as fast as the machine.
 pub(crate) type LinkRate = Option<u64>;
 
@@ -35,6 +40,7 @@ impl Lab {
     pub(crate) fn new(count: usize, rate: LinkRate) -> Self {
         static LABS: AtomicU32 = AtomicU32::new(0);
         sweep();
+        allow_congestion();
         let lab = LABS.fetch_add(1, Ordering::Relaxed);
         let name = format!("{PREFIX}{}-{lab}", std::process::id());
         let mut lab = Self {
@@ -59,6 +65,8 @@ impl Lab {
     fn add_namespace(&mut self, name: String) {
         ip(&["netns", "add", &name]);
         ip(&["-n", &name, "link", "set", "lo", "up"]);
+        let choose = format!("echo {CONGESTION} > /proc/sys/net/ipv4/tcp_congestion_control");
+        ip(&["netns", "exec", &name, "sh", "-c", &choose]);
         self.names.push(name);
     }
 
@@ -100,6 +108,15 @@ fn shape(namespace: &str, device: &str, rate: u64) {
         "-n {namespace} qdisc add dev {device} root tbf rate {rate}mbit burst {burst} latency {QUEUE_MS}ms"
     );
     run("tc", &arguments.split(' ').collect::<Vec<_>>());
+}
+
+/// Lets namespaces choose [`CONGESTION`]; nothing else on this machine changes by it.
+fn allow_congestion() {
+    let allowed = fs::read_to_string(CONGESTION_ALLOWED).expect("Linux says what it allows");
+    if !allowed.split_whitespace().any(|name| name == CONGESTION) {
+        let more = format!("{} {CONGESTION}", allowed.trim());
+        fs::write(CONGESTION_ALLOWED, more).expect("these tests build networks and need root");
+    }
 }
 
 /// Deletes the namespaces of test runs that are no more.

@@ -9,7 +9,10 @@ use shoal_protocol::{
 use tokio::task::spawn_blocking;
 
 use super::{Driver, Fact, Parts};
-use crate::store::{Blob, BlobState, StoreError};
+use crate::{
+    buffers::Buffer,
+    store::{Blob, BlobState, StoreError},
+};
 
 impl Driver {
     /// Checks a chunk that came in and stores it, on a blocking thread.
@@ -18,6 +21,7 @@ impl Driver {
             blob,
             index,
             attestation,
+            packed,
             ..
         } = header;
         let stored = self
@@ -28,6 +32,7 @@ impl Driver {
         let signer = parts.directory.lookup(&attestation.signer);
         let accepted =
             signer.is_none_or(|signer| self.core.accepts(&blob, index, signer, &attestation.hash));
+        let unpacker = Arc::clone(&parts);
         tokio::spawn(async move {
             let Some(stored) = stored.filter(|_| accepted) else {
                 // The pull has ended meanwhile, or what is vouched for is known to be wrong.
@@ -44,6 +49,13 @@ impl Driver {
                 if signer.is_none() || !is_vouched_for(&stored, index, &attestation) {
                     return Ok(false);
                 }
+                let bytes = match packed {
+                    Some(_) => match unpacker.packer.unpack(&bytes, attestation.len) {
+                        Ok(chunk) => chunk.freeze(),
+                        Err(_) => return Ok(false),
+                    },
+                    None => bytes,
+                };
                 match stored.write_chunk(index, &bytes, &attestation) {
                     Ok(_) => Ok(true),
                     Err(StoreError::Mismatch { .. }) => Ok(false),
@@ -131,15 +143,15 @@ async fn send(parts: &Arc<Parts>, to: Peer, blob: Digest, index: u32) -> Result<
         } else {
             attestation
         };
-        Ok(Some((
-            ChunkHeader {
-                blob,
-                index,
-                size: stored.size(),
-                attestation,
-            },
-            bytes,
-        )))
+        let packed = reader.packer.pack(&bytes).map(Buffer::freeze);
+        let header = ChunkHeader {
+            blob,
+            index,
+            size: stored.size(),
+            attestation,
+            packed: packed.as_ref().map(|packed| packed.len() as u32),
+        };
+        Ok(Some((header, packed.unwrap_or(bytes))))
     });
     let (header, bytes) = match read.await {
         Ok(Ok(Some(chunk))) => chunk,
@@ -147,12 +159,16 @@ async fn send(parts: &Arc<Parts>, to: Peer, blob: Digest, index: u32) -> Result<
         Ok(Err(error)) => return Err(error.to_string()),
         Err(error) => return Err(error.to_string()),
     };
-    let len = bytes.len() as u64;
+    let len = header.attestation.len;
+    let wire_len = header.wire_len();
+    let sending = parts.packer.sending();
     parts
         .network
         .send_chunk(to, header, bytes)
         .await
         .map_err(|error| error.to_string())?;
-    parts.metrics.bytes_uploaded.add(len);
+    sending.sent(u64::from(wire_len));
+    parts.metrics.bytes_uploaded.add(u64::from(len));
+    parts.metrics.bytes_saved.add(u64::from(len - wire_len));
     Ok(())
 }

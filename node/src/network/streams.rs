@@ -139,11 +139,11 @@ impl Inlet {
                 if unexpected >= UNEXPECTED_CHUNKS_MAX {
                     return Err(StreamError::Unexpected);
                 }
-                self.skip(&mut stream, header.attestation.len).await?;
+                self.skip(&mut stream, header.wire_len()).await?;
                 continue;
             }
             unexpected = 0;
-            let mut bytes = Buffer::of(header.attestation.len as usize);
+            let mut bytes = Buffer::of(header.wire_len() as usize);
             let mut at = 0;
             let (mut told, mut told_at) = (0, self.activity.clock.now());
             while at < bytes.len() {
@@ -159,7 +159,7 @@ impl Inlet {
                         blob: header.blob,
                         index: header.index,
                         received,
-                        total: header.attestation.len,
+                        total: header.wire_len(),
                     });
                 }
             }

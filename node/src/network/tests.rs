@@ -136,6 +136,7 @@ fn chunk(index: u32, len: u64) -> (ChunkHeader, Bytes) {
         index,
         size: 1 << 30,
         attestation,
+        packed: None,
     };
     (header, bytes.into())
 }

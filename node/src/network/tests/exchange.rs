@@ -93,6 +93,7 @@ async fn chunks_of_no_bytes_and_of_few_arrive_too() {
             index,
             size: 5001,
             attestation,
+            packed: None,
         };
         let sent = a
             .network
