@@ -122,6 +122,10 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Refusals in a row after which a joiner's way to the origin counts as closed.
 const REFUSALS: u32 = 3;
 
+/// While a stream's share of what is left is so many leases, these may be long: by the time that the
+/// last one begins they are short.
+const EARLY_LEASES: u32 = 8;
+
 impl Steward {
     pub(crate) fn new(ctx: &mut Ctx, blob: Digest, kind: BlobKind) -> Self {
         Self {
@@ -791,8 +795,7 @@ impl Steward {
                 break;
             };
             let left = self.chunks - leased.count();
-            // Shrinking to one chunk near the end, so that the last leases end together.
-            let most = (left / (2 * u32::from(streams))).clamp(1, self.lease_chunks(ctx));
+            let most = self.lease_chunks(ctx, left / u32::from(streams));
             let limit = (first + most).min(self.chunks);
             let end = leased.next_set(first).map_or(limit, |next| next.min(limit));
             let (first, end) = if far_end {
@@ -837,13 +840,21 @@ impl Steward {
         }
     }
 
-    /// Chunks in a lease: what a stream gives in the configured time. Longer ones keep more of a
-    /// slow origin's chunks under way at once, and all of them late; shorter ones cost requests.
-    fn lease_chunks(&self, ctx: &Ctx) -> u32 {
-        let time = ctx.config.lease_time.as_secs_f64();
-        let bytes = (self.lease_rate.unwrap_or_default() * time) as u64;
-        let bytes = bytes.clamp(ctx.config.lease_bytes_min, ctx.config.lease_bytes_max);
-        (bytes / self.chunk_bytes).max(1) as u32
+    /// Chunks in a lease where `share` are left for each stream: what a stream gives in the
+    /// configured time, and more while much is left. Longer ones keep more of a slow origin's chunks
+    /// under way at once, and all of them late; shorter ones cost requests, and on a slow link the
+    /// stream idles until the next one is granted.
+    fn lease_chunks(&self, ctx: &Ctx, share: u32) -> u32 {
+        let config = &ctx.config;
+        let within = |time: Duration| {
+            let bytes = (self.lease_rate.unwrap_or_default() * time.as_secs_f64()) as u64;
+            let bytes = bytes.clamp(config.lease_bytes_min, config.lease_bytes_max);
+            (bytes / self.chunk_bytes) as u32
+        };
+        let early = within(config.lease_time_max).min(share / EARLY_LEASES);
+        let most = early.max(within(config.lease_time));
+        // Shrinking to one chunk near the end, so that the last leases end together.
+        most.min(share / 2).max(1)
     }
 
     /// Where views differ two nodes may act: the one that was asked to take over begins at the

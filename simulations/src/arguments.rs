@@ -88,7 +88,7 @@ const SETTINGS: &str = "nodes, up, down, rate (both), origin_rate, origin_stream
     zones, racks, rack_oversubscribed, zone_oversubscribed, latency_us, first_byte, settled, without (a fault, by its number), \
     degree, degree_max, outstanding_min, outstanding_bytes_max, outstanding_per_peer, \
     outstanding_window, upload_slots, upload_queue, rarest_sample, have_interval, \
-    request_timeout, endgame_after, lease_time, lease_bytes_min, lease_bytes_max, streams_start, \
+    request_timeout, endgame_after, lease_time, lease_time_max, lease_bytes_min, lease_bytes_max, streams_start, \
     streams_max, join_interval, crowd, crowd_spread, window_chunks, \
     upload_slots_max, upload_time, oldest_share, hungry_after, degree_near";
 
@@ -177,6 +177,7 @@ impl Scenario {
             "request_timeout" => config.request_timeout = ms,
             "endgame_after" => config.endgame_after = ms,
             "lease_time" => config.lease_time = ms,
+            "lease_time_max" => config.lease_time_max = ms,
             "lease_bytes_min" => config.lease_bytes_min = number as u64,
             "lease_bytes_max" => config.lease_bytes_max = number as u64,
             "streams_start" => config.streams_start = number as u16,
