@@ -3,7 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    cluster::ClusterArgs, demo::DemoArgs, node::NodeArgs, pull::PullArgs, stats::StatsArgs,
+    cluster::ClusterArgs, demo::DemoArgs, node::NodeArgs, pull::PullArgs, setup::SetupArgs,
+    stats::StatsArgs,
 };
 
 /// Pull container images through a swarm: a registry mirror on every host, one read of the origin.
@@ -24,6 +25,7 @@ pub(crate) enum Command {
     Node(Box<NodeArgs>),
     Pull(PullArgs),
     Stats(StatsArgs),
+    Setup(SetupArgs),
     Cluster(ClusterArgs),
     Demo(DemoArgs),
 }
@@ -33,6 +35,7 @@ Examples:
   shoal demo                               see what a swarm does, on this machine alone
   shoal node                               mirror every public registry at 127.0.0.1:5005
   docker pull 127.0.0.1:5005/docker.io/library/redis:7
+  shoal setup containerd                   have containerd pull through it by itself
 
 A swarm of hosts:
   shoal cluster init --cluster-key key     make a key once; copy it to every host

@@ -5,6 +5,7 @@ pub(crate) mod cluster;
 pub(crate) mod demo;
 pub(crate) mod node;
 pub(crate) mod pull;
+pub(crate) mod setup;
 pub(crate) mod stats;
 
 use std::{
@@ -45,6 +46,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Node(args) => node::run(*args, cli.log).await,
             Command::Pull(args) => pull::run(args).await.map(|()| ExitCode::SUCCESS),
             Command::Stats(args) => stats::run(args).await.map(|()| ExitCode::SUCCESS),
+            Command::Setup(args) => setup::run(args).await,
             Command::Cluster(args) => cluster::run(args),
             Command::Demo(args) => demo::run(args).await,
         }

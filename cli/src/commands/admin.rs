@@ -52,11 +52,27 @@ impl AdminClient {
 
     /// Reads the JSON at `path`.
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        let body = self.read(path).await?;
+        serde_json::from_slice(&body).with_context(|| {
+            format!(
+                "what answers at {} is not a Shoal daemon of this version; check --admin",
+                self.address
+            )
+        })
+    }
+
+    /// Reads the text at `path`.
+    pub(crate) async fn text(&self, path: &str) -> anyhow::Result<String> {
+        let body = self.read(path).await?;
+        Ok(String::from_utf8_lossy(&body).into_owned())
+    }
+
+    async fn read(&self, path: &str) -> anyhow::Result<Bytes> {
         let answer = async {
             let response = self.send(Method::GET, path, &[]).await?;
             self.body(response).await
         };
-        let body = tokio::time::timeout(ANSWER_TIMEOUT, answer)
+        tokio::time::timeout(ANSWER_TIMEOUT, answer)
             .await
             .map_err(|_| {
                 let seconds = ANSWER_TIMEOUT.as_secs();
@@ -64,13 +80,7 @@ impl AdminClient {
                     "the daemon at {} did not answer within {seconds} s",
                     self.address
                 )
-            })??;
-        serde_json::from_slice(&body).with_context(|| {
-            format!(
-                "what answers at {} is not a Shoal daemon of this version; check --admin",
-                self.address
-            )
-        })
+            })?
     }
 
     /// Posts to `path` and reads the answer line by line.

@@ -1,0 +1,92 @@
+//! The registries.conf.d of podman, buildah, skopeo and CRI-O.
+//! (containers-registries.conf(5) and containers-registries.conf.d(5))
+
+use std::{fs, path::PathBuf};
+
+use super::{Change, Client, Plan, Site, block, read, toml_of};
+
+const DIRECTORY: &str = "etc/containers/registries.conf.d";
+const MAIN: &str = "etc/containers/registries.conf";
+const FILE: &str = "50-shoal.conf";
+
+pub(super) fn plan(site: &Site, client: Client) -> anyhow::Result<Plan> {
+    let path = file(site);
+    let before = read(&path)?;
+    let other = block::without(before.clone())?;
+    let taken = configured(site)?;
+    let mut plan = Plan::default();
+    let mut lines = Vec::new();
+    for registry in &site.registries {
+        let registry = registry.as_str();
+        if registry.contains(':') {
+            plan.warnings.push(format!(
+                "{registry} is not mirrored: these clients put the registry in a path, where no port \
+                 can stand; give the node an alias for it (--origin NAME=URL) and pull \
+                 {}/NAME/IMAGE",
+                site.mirror
+            ));
+            continue;
+        }
+        if let Some((_, by)) = taken.iter().find(|(name, _)| name == registry) {
+            plan.warnings.push(format!(
+                "{registry} is configured in {}, which is left as it is; for the mirror, add to its \
+                 [[registry]]:\n  [[registry.mirror]]\n  location = \"{}/{registry}\"\n  insecure = true",
+                by.display(),
+                site.mirror
+            ));
+            continue;
+        }
+        lines.push(format!(
+            "[[registry]]\nlocation = \"{registry}\"\n[[registry.mirror]]\n\
+             location = \"{}/{registry}\"\ninsecure = true\n",
+            site.mirror
+        ));
+    }
+    if client == Client::Podman {
+        plan.warnings.push(
+            "images of other registries need --registry NAME for each: there is no rule for all"
+                .to_owned(),
+        );
+    }
+    let end = other.as_ref().map_or(0, String::len);
+    let after = block::insert(other.as_deref(), end, &lines.concat(), "");
+    toml_of(&path, &after)?;
+    plan.files.push(Change {
+        path,
+        before,
+        after: Some(after),
+    });
+    Ok(plan)
+}
+
+pub(super) fn file(site: &Site) -> PathBuf {
+    site.file(DIRECTORY).join(FILE)
+}
+
+/// Registries that other files configure, by their location or prefix, and in which.
+fn configured(site: &Site) -> anyhow::Result<Vec<(String, PathBuf)>> {
+    let own = file(site);
+    let mut paths = vec![site.file(MAIN)];
+    if let Ok(entries) = fs::read_dir(site.file(DIRECTORY)) {
+        paths.extend(entries.flatten().map(|entry| entry.path()));
+    }
+    paths.sort();
+    let mut found = Vec::new();
+    for path in paths {
+        let is_read = path
+            .extension()
+            .is_some_and(|extension| extension == "conf");
+        if path == own || !is_read {
+            continue;
+        }
+        let table = toml_of(&path, &read(&path)?.unwrap_or_default())?;
+        let registries = table.get("registry").and_then(toml::Value::as_array);
+        for registry in registries.into_iter().flatten() {
+            let name = registry.get("prefix").or_else(|| registry.get("location"));
+            if let Some(name) = name.and_then(toml::Value::as_str) {
+                found.push((name.to_owned(), path.clone()));
+            }
+        }
+    }
+    Ok(found)
+}

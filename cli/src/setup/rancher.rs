@@ -1,0 +1,105 @@
+//! The registries.yaml of k3s and RKE2. (<https://docs.k3s.io/installation/private-registry>)
+
+use std::path::PathBuf;
+
+use anyhow::bail;
+
+use super::{Change, Client, Plan, Site, block, read};
+
+pub(super) fn plan(site: &Site, client: Client) -> anyhow::Result<Plan> {
+    let path = file(site, client);
+    let before = read(&path)?;
+    let other = block::without(before.clone())?;
+    let text = other.as_deref().unwrap_or_default();
+    let entry = |indent: &str| {
+        format!(
+            "{indent}\"*\":\n{indent}  endpoint:\n{indent}    - \"{}\"\n",
+            site.url()
+        )
+    };
+    let after = match section(text) {
+        Section::None => {
+            let lines = format!("mirrors:\n{}", entry("  "));
+            block::insert(other.as_deref(), text.len(), &lines, "")
+        }
+        Section::Block { at, indent } => block::insert(Some(text), at, &entry(&indent), &indent),
+        Section::Wildcard => bail!(
+            "{} has a mirror for \"*\" already; add {} to its endpoints by hand",
+            path.display(),
+            site.url()
+        ),
+        Section::Other => bail!(
+            "{} writes its mirrors on one line; write them as a block, one registry to a line, and \
+             run this again",
+            path.display()
+        ),
+    };
+    Ok(Plan {
+        files: vec![Change {
+            path,
+            before,
+            after: Some(after),
+        }],
+        warnings: vec![
+            "a registry with a mirror of its own in this file does not use the one for \"*\""
+                .to_owned(),
+        ],
+    })
+}
+
+pub(super) fn file(site: &Site, client: Client) -> PathBuf {
+    site.file(&format!("etc/rancher/{}/registries.yaml", client.name()))
+}
+
+/// What there is of `mirrors:`.
+enum Section {
+    None,
+    /// Its entries begin here, so far in.
+    Block {
+        at: usize,
+        indent: String,
+    },
+    /// It has one for all registries.
+    Wildcard,
+    /// In a form that is not looked into.
+    Other,
+}
+
+fn section(text: &str) -> Section {
+    let mut lines = text.split_inclusive('\n');
+    let mut at = 0;
+    while let Some(line) = lines.next() {
+        at += line.len();
+        let Some(rest) = line.strip_prefix("mirrors:") else {
+            continue;
+        };
+        let rest = rest.trim();
+        if !(rest.is_empty() || rest.starts_with('#')) || !line.ends_with('\n') {
+            return Section::Other;
+        }
+        let meaning = |line: &&str| {
+            let line = line.trim();
+            !line.is_empty() && !line.starts_with('#')
+        };
+        let entries: Vec<&str> = lines
+            .filter(meaning)
+            .take_while(|line| line.starts_with(' '))
+            .collect();
+        let indent = entries.first().map_or("  ", |line| {
+            &line[..line.len() - line.trim_start_matches(' ').len()]
+        });
+        let is_wildcard = |line: &&&str| {
+            let name = line.trim().trim_start_matches(['"', '\'']);
+            name.starts_with("*\":") || name.starts_with("*':")
+        };
+        return if entries.iter().any(|line| is_wildcard(&line)) {
+            Section::Wildcard
+        } else {
+            Section::Block {
+                at,
+                indent: indent.to_owned(),
+            }
+        };
+    }
+    Section::None
+}
