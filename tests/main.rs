@@ -3,9 +3,9 @@
 //! Nothing here knows the inside of Shoal. A test sees the `shoal` binary, HTTP, files and
 //! processes, and the access log of the registry behind them: what an operator can see.
 //!
-//! The tests need root (network namespaces, `tc`) and Debian's `docker-registry`, `skopeo`,
-//! `iproute2` and `curl`; without them they fail and say so, they are never skipped. `tests/run`
-//! installs all of it. They share two cores at most, so they run one after another
+//! The tests need root (network namespaces, `tc`) and Debian's `docker-registry`, `skopeo`, `podman`,
+//! `buildah`, `containerd`, `iproute2` and `curl`; without them they fail and say so, they are never
+//! skipped. `tests/run` installs all of it. They share two cores at most, so they run one after another
 //! ([`support::machine`]).
 
 #![expect(
@@ -15,6 +15,7 @@
 )]
 
 mod cli;
+mod clients;
 mod cluster;
 mod demo;
 mod faults;
