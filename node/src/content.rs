@@ -138,6 +138,14 @@ pub trait Content: Send + Sync + 'static {
 
     /// The tags of a repository, as the origin lists them, sorted.
     fn tags(&self, hint: Hint) -> impl Future<Output = Result<Vec<Tag>, PullError>> + Send;
+
+    /// The descriptors of the manifests that refer to another, as the origin lists them;
+    /// [`PullError::NotFound`] where it keeps no such list.
+    fn referrers(
+        &self,
+        hint: Hint,
+        subject: Digest,
+    ) -> impl Future<Output = Result<Vec<serde_json::Value>, PullError>> + Send;
 }
 
 #[cfg(test)]

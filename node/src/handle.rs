@@ -339,6 +339,16 @@ impl Content for Handle {
             .await
             .map_err(|error| PullError::from(&error))
     }
+
+    async fn referrers(
+        &self,
+        hint: Hint,
+        subject: Digest,
+    ) -> Result<Vec<serde_json::Value>, PullError> {
+        let origins = &self.0.parts.origins;
+        let listed = origins.referrers(&hint, &subject).await;
+        listed.map_err(|error| PullError::from(&error))
+    }
 }
 
 impl Admin for Handle {

@@ -46,7 +46,7 @@ use reqwest::{
     Certificate, Method, StatusCode,
     header::{HeaderMap, LINK},
 };
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use shoal_protocol::{
     digest::Digest,
     limits::BLOB_BYTES_MAX,
@@ -59,7 +59,7 @@ use self::{
     asking::Asking,
     body::ContentRange,
     grants::Grants,
-    limits::{TAG_PAGES_MAX, TAGS_MAX, TAGS_PAGE_BYTES_MAX, TAGS_PER_PAGE},
+    limits::{LIST_MAX, LIST_PAGE_BYTES_MAX, LIST_PAGES_MAX, TAGS_PER_PAGE},
     site::Site,
     transport::Transport,
 };
@@ -307,34 +307,38 @@ impl Origins {
         let mut asking = self.asking(hint, &path, "the tags")?;
         asking.url.set_query(Some(&format!("n={TAGS_PER_PAGE}")));
         let mut tags = BTreeSet::new();
-        for _ in 0..TAG_PAGES_MAX {
-            let response = asking.get().await?;
-            let next = next_page(response.headers(), &asking.url);
-            let body = body::collect(response, TAGS_PAGE_BYTES_MAX, &asking.subject).await?;
-            let page: Page = serde_json::from_slice(&body).map_err(|problem| {
-                let subject = &asking.subject;
-                OriginError::Invalid(format!("{subject}: the answer is no tag list: {problem}"))
-            })?;
+        each_page(asking, |page: Page| {
             let names = page.tags.unwrap_or_default();
             tags.extend(names.into_iter().filter_map(|tag| Tag::try_from(tag).ok()));
-            if tags.len() > TAGS_MAX {
-                break;
-            }
-            match next {
-                None => return Ok(tags.into_iter().collect()),
-                Some(next) if next.origin() == asking.url.origin() => asking.url = next,
-                Some(_) => {
-                    return Err(OriginError::Invalid(format!(
-                        "{}: the list goes on at another host",
-                        asking.subject
-                    )));
-                }
-            }
+            tags.len()
+        })
+        .await?;
+        Ok(tags.into_iter().collect())
+    }
+
+    /// The descriptors of the manifests that refer to `subject`.
+    ///
+    /// # Errors
+    /// [`OriginError::NotFound`] where the registry does not have the referrers API; as for
+    /// [`tags`](Self::tags) otherwise.
+    pub async fn referrers(
+        &self,
+        hint: &Hint,
+        subject: &Digest,
+    ) -> Result<Vec<serde_json::Value>, OriginError> {
+        #[derive(Deserialize)]
+        struct Page {
+            manifests: Vec<serde_json::Value>,
         }
-        Err(OriginError::Invalid(format!(
-            "{}: the list is longer than {TAGS_MAX} tags or {TAG_PAGES_MAX} pages",
-            asking.subject
-        )))
+        let path = format!("{}/referrers/{subject}", hint.repository);
+        let asking = self.asking(hint, &path, "the referrers")?;
+        let mut referrers = Vec::new();
+        each_page(asking, |page: Page| {
+            referrers.extend(page.manifests);
+            referrers.len()
+        })
+        .await?;
+        Ok(referrers)
     }
 
     fn asking_blob<'a>(
@@ -400,6 +404,39 @@ async fn first_byte_size(asking: Asking<'_>) -> Result<u64, OriginError> {
 }
 
 /// The URL of the next page, from `Link: <…>; rel="next"`.
+/// Reads a list page by page. `take` says how many entries there are so far.
+async fn each_page<P: DeserializeOwned>(
+    mut asking: Asking<'_>,
+    mut take: impl FnMut(P) -> usize,
+) -> Result<(), OriginError> {
+    for _ in 0..LIST_PAGES_MAX {
+        let response = asking.get().await?;
+        let next = next_page(response.headers(), &asking.url);
+        let body = body::collect(response, LIST_PAGE_BYTES_MAX, &asking.subject).await?;
+        let page = serde_json::from_slice(&body).map_err(|problem| {
+            let subject = &asking.subject;
+            OriginError::Invalid(format!("{subject}: the answer is no such list: {problem}"))
+        })?;
+        if take(page) > LIST_MAX {
+            break;
+        }
+        match next {
+            None => return Ok(()),
+            Some(next) if next.origin() == asking.url.origin() => asking.url = next,
+            Some(_) => {
+                return Err(OriginError::Invalid(format!(
+                    "{}: the list goes on at another host",
+                    asking.subject
+                )));
+            }
+        }
+    }
+    Err(OriginError::Invalid(format!(
+        "{}: the list is longer than {LIST_MAX} entries or {LIST_PAGES_MAX} pages",
+        asking.subject
+    )))
+}
+
 fn next_page(headers: &HeaderMap, current: &Url) -> Option<Url> {
     headers
         .get_all(LINK)

@@ -226,23 +226,30 @@ async fn tags<C: Content>(page: TagPage, content: &C) -> Result<Reply, ApiError>
     Ok(reply)
 }
 
-/// Answers from the referrers tag, `sha256-<hex>`, that registries without the API keep; an empty
-/// list where there is none.
+/// Answers as the origin does. Where that has no such list, from the referrers tag, `sha256-<hex>`,
+/// that registries without the API keep; it may be at hand also while the origin is away.
 async fn referrers<C: Content>(
     hint: Hint,
     subject: Digest,
     artifact_type: Option<String>,
     content: &C,
 ) -> Result<Reply, ApiError> {
-    let reference = Reference {
-        upstream: hint.upstream,
-        repository: hint.repository,
-        selector: Selector::Tag(referrers_tag(&subject)?),
-    };
-    let mut referrers = match content.manifest(reference).await {
-        Ok(found) => listed_manifests(&found.bytes),
-        Err(PullError::NotFound(_)) => Vec::new(),
-        Err(error) => return Err(ApiError::pull(&error, Wanted::Manifest)),
+    let mut referrers = match content.referrers(hint.clone(), subject).await {
+        Ok(listed) => listed,
+        Err(refusal) => {
+            let reference = Reference {
+                upstream: hint.upstream,
+                repository: hint.repository,
+                selector: Selector::Tag(referrers_tag(&subject)?),
+            };
+            match (content.manifest(reference).await, refusal) {
+                (Ok(found), _) => listed_manifests(&found.bytes),
+                (Err(PullError::NotFound(_)), PullError::NotFound(_)) => Vec::new(),
+                (Err(PullError::NotFound(_)), error) | (Err(error), _) => {
+                    return Err(ApiError::pull(&error, Wanted::Manifest));
+                }
+            }
+        }
     };
     if let Some(wanted) = &artifact_type {
         referrers.retain(|entry| entry["artifactType"].as_str() == Some(wanted));

@@ -374,6 +374,45 @@ async fn referrers_are_a_list_even_where_there_are_none() {
 }
 
 #[tokio::test]
+async fn referrers_are_those_that_the_origin_lists() {
+    let subject = digest_of(b"subject");
+    let tag = subject.to_string().replace(':', "-");
+    let other = manifest(r#"{"schemaVersion":2,"manifests":[{}]}"#, INDEX);
+    let mut content = TestContent::with_manifest(&format!("docker.io/a/b:{tag}"), other);
+    let listed = ["sbom", "sig"].map(|kind| serde_json::json!({ "artifactType": kind }));
+    content.referrers = Some(listed.to_vec());
+    let mirror = Mirror::start(content).await;
+    for (query, kinds) in [("", &["sbom", "sig"][..]), ("?artifactType=sig", &["sig"])] {
+        let answer = mirror
+            .get(&format!("/v2/a/b/referrers/{subject}{query}"))
+            .await;
+        let json: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+        let entries = json["manifests"].as_array().unwrap().iter();
+        let found: Vec<_> = entries
+            .filter_map(|entry| entry["artifactType"].as_str())
+            .collect();
+        assert_eq!(found, kinds);
+    }
+}
+
+#[tokio::test]
+async fn an_origin_that_is_away_is_not_taken_for_one_without_referrers() {
+    let content = TestContent {
+        missing: Some(PullError::Unavailable("the origin is away".into())),
+        ..TestContent::default()
+    };
+    let mirror = Mirror::start(content).await;
+    let subject = digest_of(b"subject");
+    assert_eq!(
+        mirror
+            .get(&format!("/v2/a/b/referrers/{subject}"))
+            .await
+            .status,
+        503
+    );
+}
+
+#[tokio::test]
 async fn a_body_that_fails_breaks_the_connection_and_never_ends_in_silence() {
     for cut in [Cut::Error, Cut::End] {
         let (mut content, digest) = TestContent::with_blob(pattern(1_000_000));

@@ -56,11 +56,11 @@ pub(super) const ERROR_BODY_BYTES_MAX: u64 = 16 << 10;
 /// Tags asked for with one request; registries give fewer as they like.
 pub(super) const TAGS_PER_PAGE: usize = 1000;
 
-/// Requests for one list of tags.
-pub(super) const TAG_PAGES_MAX: usize = 1000;
+/// Requests for one list of tags or referrers.
+pub(super) const LIST_PAGES_MAX: usize = 1000;
 
-/// Tags in one list: 13 MB of text at most.
-pub(super) const TAGS_MAX: usize = 100_000;
+/// Entries of one list: 13 MB of text at most, where they are tags.
+pub(super) const LIST_MAX: usize = 100_000;
 
-/// Bytes of one page of tags; some registries give all of them at once.
-pub(super) const TAGS_PAGE_BYTES_MAX: u64 = 16 << 20;
+/// Bytes of one page; some registries give all tags at once.
+pub(super) const LIST_PAGE_BYTES_MAX: u64 = 16 << 20;

@@ -41,6 +41,8 @@ pub(super) struct TestContent {
     /// By `repository:tag` or `repository@digest`, with the upstream in front.
     pub(super) manifests: BTreeMap<String, Manifest>,
     pub(super) tags: Vec<Tag>,
+    /// What the origin's own list says, where it has one.
+    pub(super) referrers: Option<Vec<serde_json::Value>>,
     /// What everything that is not there answers.
     pub(super) missing: Option<PullError>,
     /// After how many bytes a blob's stream ends, and how.
@@ -162,6 +164,12 @@ impl Content for TestContent {
             return Err(self.absent("the repository"));
         }
         Ok(self.tags.clone())
+    }
+
+    async fn referrers(&self, _: Hint, _: Digest) -> Result<Vec<serde_json::Value>, PullError> {
+        self.referrers
+            .clone()
+            .ok_or_else(|| self.absent("the list of referrers"))
     }
 }
 

@@ -145,3 +145,38 @@ async fn a_list_that_leads_elsewhere_or_never_ends_is_invalid() {
         assert!(matches!(error, Err(OriginError::Invalid(_))), "{error:?}");
     }
 }
+
+#[tokio::test]
+async fn referrers_are_followed_through_their_pages() {
+    let registry = Fake::start(|seen, _| {
+        let next = r#"</v2/team/app/referrers/x?page=2>; rel="next""#;
+        match query(seen).get("page") {
+            None => answer(200, &[("link", next)], r#"{"manifests":[{"size":1}]}"#),
+            Some(_) => answer(200, &[], r#"{"manifests":[{"size":2},{"size":3}]}"#),
+        }
+    })
+    .await;
+    let subject = digest_of(b"subject");
+    let listed = at(&registry).referrers(&hint(), &subject).await.unwrap();
+    let sizes: Vec<_> = listed
+        .iter()
+        .filter_map(|entry| entry["size"].as_u64())
+        .collect();
+    assert_eq!(sizes, [1, 2, 3]);
+    assert_eq!(
+        registry.seen()[0].target,
+        format!("/v2/team/app/referrers/{subject}")
+    );
+}
+
+#[tokio::test]
+async fn a_registry_without_the_referrers_api_says_so_with_404() {
+    let registry = Fake::start(|_, _| answer(404, &[], "404 page not found")).await;
+    let listed = at(&registry)
+        .referrers(&hint(), &digest_of(b"subject"))
+        .await;
+    assert!(
+        matches!(listed, Err(OriginError::NotFound(_))),
+        "{listed:?}"
+    );
+}
