@@ -24,7 +24,7 @@ pub(crate) fn row(outcome: &Outcome) -> String {
         format!("{:.2} ({bound:.1} s)", p99 / bound)
     });
     let daemons = if outcome.peak_bytes == 0 {
-        "| |".to_owned()
+        "| | |".to_owned()
     } else {
         let megabytes = outcome.peak_bytes as f64 / 1e6;
         format!("| {:.2} | {megabytes:.0} |", outcome.cpu_seconds_per_gib)
