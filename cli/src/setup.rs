@@ -110,11 +110,7 @@ impl Client {
     pub(crate) fn restart(self) -> &'static str {
         match self {
             Self::Docker => "systemctl reload docker",
-            Self::Containerd => {
-                "nothing to restart, if containerd's own configuration names this directory already \
-                 (config_path; containerd 2.2 and later, and `ctr --hosts-dir`, need no more)"
-            }
-            Self::Podman => "nothing to restart",
+            Self::Containerd | Self::Podman => "nothing to restart",
             Self::Crio => "systemctl reload crio",
             Self::Buildkit => "restart buildkitd",
             Self::K3s => "systemctl restart k3s, or k3s-agent on agents",
