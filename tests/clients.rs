@@ -13,7 +13,7 @@ use crate::support::daemon::{Node, Options};
 use crate::support::image::Image;
 use crate::support::place::Place;
 use crate::support::registry::Registry;
-use crate::support::{MIB, REPOSITORY, SHOAL, TAG, UPSTREAM, machine};
+use crate::support::{MIB, REPOSITORY, SHOAL, TAG, UPSTREAM, client, machine};
 
 /// Puts its first argument in place of the registries.conf.d of this machine, for the rest alone.
 const WITH_REGISTRIES: &str =
@@ -220,12 +220,7 @@ fn skopeo_copies_through_what_setup_wrote() {
     command.arg(format!("docker://{}", name()));
     command.arg(format!("dir:{}", target.path().display()));
     run(&mut command).expect("it comes through the mirror");
-    for blob in &image.blobs {
-        let path = target
-            .path()
-            .join(blob.digest.trim_start_matches("sha256:"));
-        assert_eq!(fs::metadata(path).expect("it is there").len(), blob.size());
-    }
+    client::holds_blobs(target.path(), &image).expect("all of it is there");
 }
 
 #[test]

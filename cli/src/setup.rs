@@ -15,6 +15,7 @@ use std::{
 };
 
 use anyhow::Context;
+use clap::ValueEnum;
 use shoal_protocol::reference::Upstream;
 
 /// A program that pulls images.
@@ -65,19 +66,6 @@ pub(crate) struct Plan {
 }
 
 impl Client {
-    /// As on the command line.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Docker => "docker",
-            Self::Containerd => "containerd",
-            Self::Podman => "podman",
-            Self::Crio => "crio",
-            Self::Buildkit => "buildkit",
-            Self::K3s => "k3s",
-            Self::Rke2 => "rke2",
-        }
-    }
-
     /// What makes this client use the mirror.
     ///
     /// # Errors
@@ -136,9 +124,11 @@ impl Client {
     }
 }
 
+/// As on the command line.
 impl fmt::Display for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        let value = self.to_possible_value().expect("no client is hidden");
+        f.write_str(value.get_name())
     }
 }
 
@@ -206,15 +196,9 @@ fn read(path: &Path) -> anyhow::Result<Option<String>> {
 fn undo_blocks(files: Vec<PathBuf>) -> anyhow::Result<Plan> {
     let mut plan = Plan::default();
     for path in files {
-        let before = read(&path)?;
-        if let Some(text) = &before
-            && let Some(after) = block::remove(text).with_context(|| path.display().to_string())?
-        {
-            plan.files.push(Change {
-                path,
-                before,
-                after,
-            });
+        let change = block::File::open(path)?.without();
+        if !change.is_none() {
+            plan.files.push(change);
         }
     }
     Ok(plan)

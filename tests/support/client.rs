@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::Read;
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -378,6 +379,16 @@ pub(crate) fn skopeo(place: &Place, name: &str, image: &Image) -> Result<Duratio
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
     }
+    holds_blobs(&target, image)?;
+    Ok(took)
+}
+
+/// Whether a `dir:` image of skopeo has every blob of this one.
+///
+/// # Errors
+///
+/// Which is missing, or has another size.
+pub(crate) fn holds_blobs(target: &Path, image: &Image) -> Result<(), String> {
     for blob in &image.blobs {
         let path = target.join(blob.digest.trim_start_matches("sha256:"));
         let size = fs::metadata(&path).map(|metadata| metadata.len());
@@ -389,7 +400,7 @@ pub(crate) fn skopeo(place: &Place, name: &str, image: &Image) -> Result<Duratio
             ));
         }
     }
-    Ok(took)
+    Ok(())
 }
 
 /// Runs `work` once for every place, all at the same moment, and gives the results in order.

@@ -217,8 +217,8 @@ async fn check(
     }
     let asked = requests(&daemon).await? - before;
     say(
-        asked > 0.0,
-        if asked > 0.0 {
+        asked > 0,
+        if asked > 0 {
             format!("the mirror answered {asked} requests meanwhile")
         } else {
             format!("the mirror was not asked; {}", client.restart())
@@ -249,11 +249,11 @@ async fn answers(mirror: SocketAddr) -> anyhow::Result<()> {
 }
 
 /// How many requests the mirror has answered.
-async fn requests(daemon: &AdminClient) -> anyhow::Result<f64> {
+async fn requests(daemon: &AdminClient) -> anyhow::Result<u64> {
     let metrics = daemon.text("/metrics").await?;
     Ok(metrics
         .lines()
         .filter(|line| line.starts_with("shoal_mirror_requests_total{"))
-        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
         .sum())
 }

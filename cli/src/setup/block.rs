@@ -1,7 +1,11 @@
 //! Lines of ours in a file of somebody else's: between two comments by which they are found again.
 //! For TOML and YAML.
 
-use anyhow::bail;
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+
+use super::{Change, read, toml_of};
 
 const BEGIN: &str = "# shoal setup: what follows, down to the end mark, is removed by --undo";
 const END: &str = "# shoal setup: end";
@@ -10,8 +14,76 @@ const END: &str = "# shoal setup: end";
 const NEW_FILE: &str = " (new file)";
 const OPEN_LINE: &str = " (after a line without an end)";
 
-/// `text` with `lines` at byte `at`, which is the beginning of a line or the end. Lines of ours that
-/// are there already must have been [taken out](without).
+/// A file, and what is in it besides our lines.
+pub(super) struct File {
+    path: PathBuf,
+    before: Option<String>,
+    other: Option<String>,
+}
+
+impl File {
+    /// Reads it; it may be missing.
+    ///
+    /// # Errors
+    /// It cannot be read, or one of our two marks is missing.
+    pub(super) fn open(path: PathBuf) -> anyhow::Result<Self> {
+        let before = read(&path)?;
+        let other = match &before {
+            Some(text) => remove(text).with_context(|| path.display().to_string())?,
+            None => None,
+        };
+        Ok(Self {
+            path,
+            before,
+            other,
+        })
+    }
+
+    /// What is in it besides our lines.
+    pub(super) fn text(&self) -> &str {
+        self.other.as_deref().unwrap_or_default()
+    }
+
+    /// Its [`text`](Self::text) as TOML.
+    ///
+    /// # Errors
+    /// It is none.
+    pub(super) fn toml(&self) -> anyhow::Result<toml::Table> {
+        toml_of(&self.path, self.text())
+    }
+
+    /// With these lines of ours at byte `at` of its [`text`](Self::text), the beginning of a line or
+    /// the end.
+    pub(super) fn with(self, at: usize, lines: &str, indent: &str) -> Change {
+        let after = insert(self.other.as_deref(), at, lines, indent);
+        Change {
+            path: self.path,
+            before: self.before,
+            after: Some(after),
+        }
+    }
+
+    /// The same where it is TOML.
+    ///
+    /// # Errors
+    /// It would be none.
+    pub(super) fn with_toml(self, at: usize, lines: &str) -> anyhow::Result<Change> {
+        let change = self.with(at, lines, "");
+        toml_of(&change.path, change.after.as_deref().unwrap_or_default())?;
+        Ok(change)
+    }
+
+    /// Without our lines.
+    pub(super) fn without(self) -> Change {
+        Change {
+            path: self.path,
+            before: self.before,
+            after: self.other,
+        }
+    }
+}
+
+/// `text`, which has no lines of ours, with these at byte `at`.
 pub(super) fn insert(text: Option<&str>, at: usize, lines: &str, indent: &str) -> String {
     let (text, state) = match text {
         None => ("", NEW_FILE),
@@ -23,23 +95,18 @@ pub(super) fn insert(text: Option<&str>, at: usize, lines: &str, indent: &str) -
     format!("{head}{joint}{indent}{BEGIN}{state}\n{lines}{indent}{END}\n{tail}")
 }
 
-/// `text` without our lines: the inside is `None` where the file was ours altogether, and all of it
-/// is where nothing of ours is in it.
+/// `text` without our lines; `None` where the file was ours altogether.
 ///
 /// # Errors
 /// One of the two marks is missing.
-#[expect(
-    clippy::option_option,
-    reason = "whether there is anything to remove, and whether a file is left then"
-)]
-pub(super) fn remove(text: &str) -> anyhow::Result<Option<Option<String>>> {
+pub(super) fn remove(text: &str) -> anyhow::Result<Option<String>> {
     let Some(mark) = text.find(BEGIN) else {
         if text.contains(END) {
             bail!(
                 "the end mark of `shoal setup` is there, but not its begin; remove its lines by hand"
             );
         }
-        return Ok(None);
+        return Ok(Some(text.to_owned()));
     };
     let Some(end) = text[mark..].find(END).map(|end| mark + end) else {
         bail!(
@@ -57,15 +124,7 @@ pub(super) fn remove(text: &str) -> anyhow::Result<Option<Option<String>>> {
         .find('\n')
         .map_or(text.len(), |newline| end + newline + 1);
     let rest = format!("{}{}", &text[..from], &text[to..]);
-    Ok(Some((!(is_new && rest.is_empty())).then_some(rest)))
-}
-
-/// `text` without our lines, to put others in their place.
-pub(super) fn without(text: Option<String>) -> anyhow::Result<Option<String>> {
-    match text {
-        Some(text) => Ok(remove(&text)?.unwrap_or(Some(text))),
-        None => Ok(None),
-    }
+    Ok((!(is_new && rest.is_empty())).then_some(rest))
 }
 
 /// Where the first table of a TOML file begins: what stands before it belongs to no table.

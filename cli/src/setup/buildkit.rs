@@ -2,16 +2,14 @@
 
 use std::path::PathBuf;
 
-use super::{Change, Plan, Site, block, read, toml_of};
+use super::{Plan, Site, block};
 
 const FILE: &str = "etc/buildkit/buildkitd.toml";
 
 pub(super) fn plan(site: &Site) -> anyhow::Result<Plan> {
     let path = file(site);
-    let before = read(&path)?;
-    let other = block::without(before.clone())?;
-    let text = other.as_deref().unwrap_or_default();
-    let table = toml_of(&path, text)?;
+    let file = block::File::open(path.clone())?;
+    let table = file.toml()?;
     let mirror = site.mirror.to_string();
     let has = |name: &str| {
         table
@@ -38,13 +36,8 @@ pub(super) fn plan(site: &Site) -> anyhow::Result<Plan> {
     if !has(&mirror) {
         lines.push(format!("[registry.\"{mirror}\"]\nhttp = true\n"));
     }
-    let after = block::insert(other.as_deref(), text.len(), &lines.concat(), "");
-    toml_of(&path, &after)?;
-    plan.files.push(Change {
-        path,
-        before,
-        after: Some(after),
-    });
+    let end = file.text().len();
+    plan.files.push(file.with_toml(end, &lines.concat())?);
     plan.warnings.push(
         "a build in a container of its own (docker buildx create) has a network of its own: 127.0.0.1 \
          is not this host there"

@@ -5,7 +5,7 @@ use std::{fs, io, path::PathBuf};
 
 use anyhow::Context;
 
-use super::{Change, Plan, Site, block, read, toml_of};
+use super::{Plan, Site, block, read, toml_of};
 
 const DIRECTORY: &str = "etc/containerd/certs.d";
 const CONFIGURATION: &str = "etc/containerd/config.toml";
@@ -16,11 +16,9 @@ pub(super) fn plan(site: &Site) -> anyhow::Result<Plan> {
     let url = site.url();
     let mut plan = Plan::default();
     for path in files(site)? {
-        let before = read(&path)?;
-        let other = block::without(before.clone())?;
-        let text = other.as_deref().unwrap_or_default();
-        let table = toml_of(&path, text)?;
-        if table
+        let file = block::File::open(path.clone())?;
+        if file
+            .toml()?
             .get("host")
             .and_then(|hosts| hosts.get(&url))
             .is_some()
@@ -33,13 +31,8 @@ pub(super) fn plan(site: &Site) -> anyhow::Result<Plan> {
         }
         // A host is tried before those below it.
         let lines = format!("[host.\"{url}\"]\ncapabilities = [\"pull\", \"resolve\"]\n");
-        let after = block::insert(other.as_deref(), block::first_table(text), &lines, "");
-        toml_of(&path, &after)?;
-        plan.files.push(Change {
-            path,
-            before,
-            after: Some(after),
-        });
+        let at = block::first_table(file.text());
+        plan.files.push(file.with_toml(at, &lines)?);
     }
     plan.warnings.extend(bare_directories(site)?);
     plan.warnings.extend(unread(site)?);
@@ -109,13 +102,13 @@ fn unread(site: &Site) -> anyhow::Result<Option<String>> {
     } else {
         "io.containerd.grpc.v1.cri"
     };
-    let config_path = ["plugins", plugin, "registry", "config_path"]
-        .iter()
-        .try_fold(&toml::Value::Table(table.clone()), |value, key| {
-            value.get(key)
-        })
-        .and_then(toml::Value::as_str)
-        .map(ToOwned::to_owned);
+    let config_path = table.get("plugins").and_then(|plugins| {
+        plugins
+            .get(plugin)?
+            .get("registry")?
+            .get("config_path")?
+            .as_str()
+    });
     let directory = format!("/{DIRECTORY}");
     // Several directories may be named, separated by colons.
     if config_path.is_some_and(|paths| paths.split(':').any(|path| path == directory)) {

@@ -3,16 +3,14 @@
 
 use std::{fs, path::PathBuf};
 
-use super::{Change, Client, Plan, Site, block, read, toml_of};
+use super::{Client, Plan, Site, block, read, toml_of};
 
 const DIRECTORY: &str = "etc/containers/registries.conf.d";
 const MAIN: &str = "etc/containers/registries.conf";
 const FILE: &str = "50-shoal.conf";
 
 pub(super) fn plan(site: &Site, client: Client) -> anyhow::Result<Plan> {
-    let path = file(site);
-    let before = read(&path)?;
-    let other = block::without(before.clone())?;
+    let file = block::File::open(file(site))?;
     let taken = configured(site)?;
     let mut plan = Plan::default();
     let mut lines = Vec::new();
@@ -48,14 +46,8 @@ pub(super) fn plan(site: &Site, client: Client) -> anyhow::Result<Plan> {
                 .to_owned(),
         );
     }
-    let end = other.as_ref().map_or(0, String::len);
-    let after = block::insert(other.as_deref(), end, &lines.concat(), "");
-    toml_of(&path, &after)?;
-    plan.files.push(Change {
-        path,
-        before,
-        after: Some(after),
-    });
+    let end = file.text().len();
+    plan.files.push(file.with_toml(end, &lines.concat())?);
     Ok(plan)
 }
 

@@ -4,25 +4,23 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 
-use super::{Change, Client, Plan, Site, block, read};
+use super::{Client, Plan, Site, block};
 
 pub(super) fn plan(site: &Site, client: Client) -> anyhow::Result<Plan> {
     let path = file(site, client);
-    let before = read(&path)?;
-    let other = block::without(before.clone())?;
-    let text = other.as_deref().unwrap_or_default();
+    let file = block::File::open(path.clone())?;
     let entry = |indent: &str| {
         format!(
             "{indent}\"*\":\n{indent}  endpoint:\n{indent}    - \"{}\"\n",
             site.url()
         )
     };
-    let after = match section(text) {
+    let change = match section(file.text()) {
         Section::None => {
-            let lines = format!("mirrors:\n{}", entry("  "));
-            block::insert(other.as_deref(), text.len(), &lines, "")
+            let (end, lines) = (file.text().len(), format!("mirrors:\n{}", entry("  ")));
+            file.with(end, &lines, "")
         }
-        Section::Block { at, indent } => block::insert(Some(text), at, &entry(&indent), &indent),
+        Section::Block { at, indent } => file.with(at, &entry(&indent), &indent),
         Section::Wildcard => bail!(
             "{} has a mirror for \"*\" already; add {} to its endpoints by hand",
             path.display(),
@@ -35,11 +33,7 @@ pub(super) fn plan(site: &Site, client: Client) -> anyhow::Result<Plan> {
         ),
     };
     Ok(Plan {
-        files: vec![Change {
-            path,
-            before,
-            after: Some(after),
-        }],
+        files: vec![change],
         warnings: vec![
             "a registry with a mirror of its own in this file does not use the one for \"*\""
                 .to_owned(),
@@ -48,7 +42,7 @@ pub(super) fn plan(site: &Site, client: Client) -> anyhow::Result<Plan> {
 }
 
 pub(super) fn file(site: &Site, client: Client) -> PathBuf {
-    site.file(&format!("etc/rancher/{}/registries.yaml", client.name()))
+    site.file(&format!("etc/rancher/{client}/registries.yaml"))
 }
 
 /// What there is of `mirrors:`.

@@ -348,10 +348,7 @@ fn what_the_client_itself_would_not_understand_is_an_error() {
 #[test]
 fn half_of_our_lines_are_not_guessed_at() {
     let whole = block::insert(Some("a = 1\n"), 6, "b = 2\n", "");
-    assert_eq!(
-        block::remove(&whole).unwrap(),
-        Some(Some("a = 1\n".to_owned()))
-    );
+    assert_eq!(block::remove(&whole).unwrap(), Some("a = 1\n".to_owned()));
     let lines: Vec<&str> = whole.lines().collect();
     for missing in [1, 3] {
         let mut rest = lines.clone();
