@@ -35,7 +35,8 @@ pub struct Config {
     /// The part of a second of its own download rate that a node keeps requested. At 1 Gbit/s 64
     /// nodes end after 10.2 s with 100 ms, 10.8 s with 50 ms, for a bound of 8.6 s \[sim\].
     pub outstanding_window: Duration,
-    /// Chunks outstanding at one neighbour, where there are neighbours enough.
+    /// Chunks outstanding at one neighbour, where there are neighbours enough: with fewer at each,
+    /// more uplinks have something to send.
     pub outstanding_per_peer: usize,
 
     /// Chunks sent at once, at least. More share the uplink and make every one of them late; with
@@ -120,7 +121,9 @@ pub struct Config {
     pub rebuild: Duration,
     /// A puller that has not joined for so long is forgotten.
     pub joiner_expiry: Duration,
-    /// Origin streams of an upstream to begin with, over the whole cluster.
+    /// Origin streams of an upstream to begin with, over the whole cluster: enough that the origin's
+    /// link stays full although its readers' links are full too. 16 nodes with 128 MiB on links of
+    /// 50 Mbit/s and 50 ms end after 1.22 times the bound with 8, 1.17 with 12 \[sim\].
     pub streams_start: u16,
     /// And at most.
     pub streams_max: u16,
@@ -185,10 +188,10 @@ impl Default for Config {
             hungry_after: ms(300),
             degree_max: 20,
             degree_low: 12,
-            outstanding_min: 8,
+            outstanding_min: 12,
             outstanding_bytes_max: 64 << 20,
             outstanding_window: ms(100),
-            outstanding_per_peer: 3,
+            outstanding_per_peer: 2,
             upload_slots: 4,
             upload_slots_max: 12,
             upload_time: ms(36),
@@ -219,7 +222,7 @@ impl Default for Config {
             lease_stall: s(5),
             rebuild: ms(300),
             joiner_expiry: s(10),
-            streams_start: 8,
+            streams_start: 12,
             streams_max: 32,
             streams_expiry: s(5),
             wait_for_members: false,

@@ -26,7 +26,7 @@ use crate::{
     directory::{Directory, NodeId, NodeRecord, Peer},
     event::{Action, Event},
     keeper::Keeper,
-    limits::CHUNK_BYTES,
+    limits::{CHUNK_BYTES, CHUNK_BYTES_MIN},
     link::{Ewma, Rate},
     membership::{Membership, Output},
     mesh::{Mesh, Phase},
@@ -80,12 +80,12 @@ const ANNOUNCE_PAGE: usize = 512;
 const STEWARDS_MAX: usize = 100_000;
 
 /// A stream from the origin takes the place of so many requests to peers.
-const READING_COSTS: usize = 2;
+const READING_COSTS: usize = 3;
 
 /// A node that reads from the origin has at least so many chunks requested from peers: where each way
-/// takes 50 ms, 2 nodes on links of 50 Mbit/s end after 1.15 times the bound with one, 1.06 with three
+/// takes 50 ms, 2 nodes on links of 50 Mbit/s end after 1.15 times the bound with one, 1.06 with four
 /// \[sim\].
-const OUTSTANDING_READING: usize = 3;
+const OUTSTANDING_READING: usize = 4;
 
 /// Auditors that have to find the origin's bytes wrong before the origin is blamed: as many as there
 /// are stewards, so that two liars among those cannot do it.
@@ -123,6 +123,7 @@ impl Core {
                 freed: Supply::default(),
                 acquaintances: std::collections::VecDeque::new(),
                 outstanding: 0,
+                outstanding_bytes: 0,
                 rate: Rate::default(),
                 chunk_time: Ewma::default(),
                 actions: Vec::new(),
@@ -987,17 +988,21 @@ impl Core {
         // What is read from the origin comes in over the same link. The origin is the scarcest
         // source, so its streams are not crowded out by requests to peers.
         let mut reading = 0;
-        let mut smallest = CHUNK_BYTES;
+        let (mut smallest, mut largest) = (CHUNK_BYTES, CHUNK_BYTES_MIN);
         let mut over = false;
         let mut pulling: SmallVec<[Digest; 8]> = SmallVec::new();
         for mesh in self.meshes.values() {
             reading += mesh.leases.len();
             if mesh.is_pulling() {
                 smallest = smallest.min(mesh.chunk_bytes());
+                largest = largest.max(mesh.chunk_bytes());
                 pulling.push(mesh.blob);
             }
             over |= mesh.is_over() && self.holdings.contains_key(&mesh.blob);
         }
+        // So many of the smallest, but no more bytes than of the largest: a slow node that asked for
+        // so many large chunks would wait for a second or two for them.
+        let bytes = ctx.outstanding_target(largest) as u64 * largest;
         let target = ctx.outstanding_target(smallest);
         let target = target
             .saturating_sub(READING_COSTS * reading)
@@ -1015,7 +1020,8 @@ impl Core {
         }
         let mut request = |ctx: &mut Ctx, make: fn(&mut Mesh, &mut Ctx) -> bool| {
             let mut idle = 0;
-            while idle < pulling.len() && ctx.outstanding < target {
+            while idle < pulling.len() && ctx.outstanding < target && ctx.outstanding_bytes < bytes
+            {
                 self.turn = (self.turn + 1) % pulling.len();
                 let requested = self
                     .meshes
@@ -1369,6 +1375,7 @@ impl Core {
         crate::invariants::View {
             config: &self.ctx.config,
             outstanding: self.ctx.outstanding,
+            outstanding_bytes: self.ctx.outstanding_bytes,
             links: &self.ctx.links,
             avoided: self.ctx.avoided.len(),
             acquaintances: self.ctx.acquaintances.len(),

@@ -52,6 +52,8 @@ pub(crate) struct Ctx {
     pub(crate) acquaintances: VecDeque<Peer>,
     /// Chunks requested from all peers and not yet received.
     pub(crate) outstanding: usize,
+    /// Their bytes.
+    pub(crate) outstanding_bytes: u64,
     /// What this node receives from peers and from the origin.
     pub(crate) rate: Rate,
     /// From request to arrival, over all peers.
@@ -163,9 +165,10 @@ impl Ctx {
     }
 
     /// A chunk was requested from a peer. A node that had nothing requested has had its turn.
-    pub(crate) fn requested(&mut self, peer: Peer) {
+    pub(crate) fn requested(&mut self, peer: Peer, bytes: u64) {
         self.link(peer).outstanding += 1;
         self.outstanding += 1;
+        self.outstanding_bytes += bytes;
         self.was_hungry = false;
     }
 

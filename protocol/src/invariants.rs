@@ -29,6 +29,7 @@ pub struct Broken {
 pub(crate) struct View<'a> {
     pub(crate) config: &'a Config,
     pub(crate) outstanding: usize,
+    pub(crate) outstanding_bytes: u64,
     pub(crate) links: &'a FxHashMap<Peer, Link>,
     pub(crate) avoided: usize,
     pub(crate) acquaintances: usize,
@@ -60,10 +61,12 @@ fn ensure(holds: bool, number: u8, what: impl FnOnce() -> String) -> Result<(), 
 /// 7. What is remembered of peers and uploads has its bound.
 pub(crate) fn check(view: View<'_>) -> Result<(), Broken> {
     let mut in_flight = 0;
+    let mut bytes_in_flight = 0;
     for mesh in view.meshes.values() {
         for chunk in mesh.flights.keys() {
             let peers = mesh.flights_of(*chunk);
             in_flight += peers.len();
+            bytes_in_flight += mesh.bytes_in_flight(*chunk);
             ensure(peers.len() <= 2, 2, || {
                 format!("chunk {chunk} in flight {} times", peers.len())
             })?;
@@ -99,6 +102,10 @@ pub(crate) fn check(view: View<'_>) -> Result<(), Broken> {
             )
         },
     )?;
+    ensure(bytes_in_flight == view.outstanding_bytes, 1, || {
+        let outstanding = view.outstanding_bytes;
+        format!("{outstanding} bytes outstanding, {bytes_in_flight} in flight")
+    })?;
     ensure(
         view.outstanding <= view.config.outstanding_max(CHUNK_BYTES_MIN),
         1,

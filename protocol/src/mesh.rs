@@ -78,6 +78,8 @@ pub(crate) struct Imports {
 #[derive(Clone, Copy)]
 pub(crate) struct Flight {
     peer: Peer,
+    /// How large a chunk was thought to be: a blob's size may not be known yet.
+    bytes: u64,
     sent: Time,
     /// Given up then, unless there is progress.
     deadline: Time,
@@ -103,6 +105,11 @@ pub(crate) struct Running {
 }
 
 impl Running {
+    /// Chunks that are not read yet.
+    fn left(&self) -> u32 {
+        self.lease.end - self.next
+    }
+
     fn report(&self) -> LeaseReport {
         let Self {
             lease, next, bytes, ..
@@ -646,12 +653,13 @@ impl Mesh {
         let timeout = Self::request_timeout(ctx, peer);
         let flight = Flight {
             peer,
+            bytes: self.chunk_bytes(),
             sent: ctx.now,
             deadline: ctx.now + timeout,
         };
         self.late_at = self.late_at.min(flight.deadline);
         self.flights.entry(chunk).or_default().push(flight);
-        ctx.requested(peer);
+        ctx.requested(peer, flight.bytes);
         let blob = self.blob;
         ctx.act(Action::Expect {
             from: peer,
@@ -679,6 +687,10 @@ impl Mesh {
             return false;
         }
         self.endgame_at = Time::NEVER;
+        // What comes a second time while more is missing takes the place of that.
+        if !self.is_all_on_its_way() {
+            return false;
+        }
         let patience = ctx.config.endgame_after.max(ctx.chunk_time.get() * 3);
         let oldest = self
             .flights
@@ -699,6 +711,13 @@ impl Mesh {
         };
         self.request(ctx, chunk, second);
         true
+    }
+
+    /// Whether every chunk that is missing was asked for, of a peer or of the origin.
+    fn is_all_on_its_way(&self) -> bool {
+        let reading: u32 = self.leases.values().map(Running::left).sum();
+        let missing = self.have.len() - self.have.count();
+        missing as usize <= self.flights.len() + reading as usize
     }
 
     pub(crate) fn progress(&mut self, ctx: &mut Ctx, from: Peer, chunk: u32) {
@@ -777,7 +796,7 @@ impl Mesh {
         let Some(at) = flights.iter().position(|flight| flight.peer == peer) else {
             return;
         };
-        flights.remove(at);
+        let bytes = flights.remove(at).bytes;
         if flights.is_empty() {
             self.flights.remove(&chunk);
         }
@@ -792,6 +811,7 @@ impl Mesh {
             ctx.freed.add(peer);
         }
         ctx.outstanding = ctx.outstanding.saturating_sub(1);
+        ctx.outstanding_bytes = ctx.outstanding_bytes.saturating_sub(bytes);
         let blob = self.blob;
         ctx.act(Action::Unexpect {
             from: peer,
@@ -1305,6 +1325,12 @@ impl Mesh {
         self.flights.get(&chunk).map_or(smallvec![], |flights| {
             flights.iter().map(|flight| flight.peer).collect()
         })
+    }
+
+    /// The bytes that are requested for a chunk, from all peers.
+    pub(crate) fn bytes_in_flight(&self, chunk: u32) -> u64 {
+        let flights = self.flights.get(&chunk).into_iter().flatten();
+        flights.map(|flight| flight.bytes).sum()
     }
 
     pub(crate) fn is_audit_overdue(&self, now: Time) -> bool {

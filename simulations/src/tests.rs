@@ -105,7 +105,8 @@ fn with_the_origin_away_the_swarm_needs_only_itself() {
 #[test]
 fn an_origin_that_throttles_is_left_alone() {
     let report = sound(small("throttled"));
-    assert!(report.origin_refused <= 12, "{report}");
+    // Ten of the twelve that a pull begins with, and fewer with each halving.
+    assert!(report.origin_refused <= 20, "{report}");
     assert!(report.peak_origin_streams <= 2, "{report}");
 }
 

@@ -16,8 +16,8 @@ fn shown_in(mutation: Mutation) -> (Scenario, &'static str) {
         Mutation::NoAttestationCheck => (small("corrupt"), "which it does not have"),
         Mutation::HastyTimers => (named("lan"), "in vain"),
         Mutation::LeasesWithoutCap => (named("lan"), "even shares"),
-        Mutation::NoEndgameCancel => (named("lan"), "not told"),
-        Mutation::NoTakeover => (one_steward(), "without a chunk"),
+        Mutation::NoEndgameCancel => (named("warm"), "not told"),
+        Mutation::NoTakeover => (one_steward(), "copies from the origin"),
         Mutation::CompleteUnverified => (small("liar"), "calls"),
         Mutation::NoLost => (hoarder(), "never finished"),
         Mutation::UploadsWithoutBound => (named("lan-32"), "uploads queued"),
@@ -47,10 +47,10 @@ fn hoarder() -> Scenario {
 /// All have to come from one node, which others can do without only if they do not all want the
 /// same chunk.
 fn one_source() -> Scenario {
-    let mut scenario = named("warm");
+    let mut scenario = named("warm-32");
     scenario.warm = 1;
     scenario.images[0].layers = 1;
-    scenario.limits.ratio = Some(1.15);
+    scenario.limits.ratio = Some(1.13);
     scenario
 }
 
