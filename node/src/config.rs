@@ -9,6 +9,7 @@
 //! once, types from then on.
 
 mod raw;
+mod tls;
 mod units;
 
 use std::{
@@ -28,6 +29,7 @@ use url::Url;
 use crate::origin::OriginSpec;
 
 pub use raw::{RawConfig, variable_of};
+pub use tls::{MIRROR_CA_FILE, MirrorTls};
 pub use units::{ByteRate, ByteSize, Period, UnitError};
 
 /// Where the configuration file is looked for when nobody names one.
@@ -50,6 +52,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Where clients on this host pull from.
     pub mirror: SocketAddr,
+    /// The certificate of the mirror, which speaks plain HTTP without.
+    pub mirror_tls: Option<MirrorTls>,
     /// Where other nodes connect; at least one.
     pub listen: Vec<SocketAddr>,
     /// Where other nodes are told to connect, best first; empty to find out.
@@ -291,6 +295,7 @@ impl Sources {
                 None => default_data_dir(environment)?,
             },
             mirror: local(self.one("mirror", |raw| raw.mirror.as_ref())?, 5005),
+            mirror_tls: self.mirror_tls()?,
             listen: listen.into_iter().map(|address| address.0).collect(),
             advertise: advertise.into_iter().map(|address| address.0).collect(),
             admin: local(self.one("admin", |raw| raw.admin.as_ref())?, 5006),

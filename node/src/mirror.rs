@@ -9,6 +9,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use shoal_protocol::reference::Upstream;
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 pub use self::media_type::media_type_of;
@@ -34,9 +35,10 @@ pub struct MirrorOptions {
     pub metrics: Arc<Metrics>,
 }
 
-/// Serves the mirror until `shutdown`; running answers then have 5 s to end.
+/// Serves the mirror, by TLS alone where it is given, until `shutdown`; running answers then have 5 s to end.
 pub async fn serve<C: Content>(
     listener: TcpListener,
+    tls: Option<TlsAcceptor>,
     content: Arc<C>,
     options: MirrorOptions,
     shutdown: CancellationToken,
@@ -46,7 +48,7 @@ pub async fn serve<C: Content>(
         let (content, options) = (Arc::clone(&content), Arc::clone(&options));
         async move { respond::respond(&request, &*content, &options).await }
     };
-    http::serve(listener, handler, shutdown).await;
+    http::serve(listener, tls, handler, shutdown).await;
 }
 
 #[cfg(test)]

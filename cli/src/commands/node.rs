@@ -25,6 +25,16 @@ pub(crate) struct NodeArgs {
     /// Where clients on this host pull from [default: 127.0.0.1:5005]
     #[arg(long, value_name = "ADDR")]
     mirror: Option<String>,
+    /// Speak https to clients: with a certificate of the node's own making, or with this one (PEM)
+    /// [default: plain http]
+    #[arg(long, value_name = "generated|FILE")]
+    mirror_tls: Option<String>,
+    /// The key of that certificate (PEM)
+    #[arg(long, value_name = "FILE")]
+    mirror_tls_key: Option<String>,
+    /// A name of this host for the generated certificate, besides localhost; repeatable
+    #[arg(long, value_name = "NAME")]
+    mirror_tls_name: Vec<String>,
     /// Where other nodes connect; repeatable [default: 0.0.0.0:5004]
     #[arg(long, value_name = "ADDR")]
     listen: Vec<String>,
@@ -137,6 +147,9 @@ impl NodeArgs {
         Ok(RawConfig {
             data_dir: self.data_dir,
             mirror: self.mirror,
+            mirror_tls: self.mirror_tls,
+            mirror_tls_key: self.mirror_tls_key,
+            mirror_tls_name: said(self.mirror_tls_name),
             listen: said(self.listen),
             advertise: said(self.advertise),
             admin: self.admin,

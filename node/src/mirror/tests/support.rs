@@ -193,7 +193,13 @@ impl Mirror {
             metrics: Arc::clone(&metrics),
         };
         let stop = CancellationToken::new();
-        tokio::spawn(serve(listener, Arc::clone(&content), options, stop.clone()));
+        tokio::spawn(serve(
+            listener,
+            None,
+            Arc::clone(&content),
+            options,
+            stop.clone(),
+        ));
         Self {
             address,
             content,
