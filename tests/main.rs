@@ -24,4 +24,5 @@ mod mirror;
 mod origin;
 mod scaling;
 mod support;
+mod tls;
 mod trust;
