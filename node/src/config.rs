@@ -26,7 +26,7 @@ use std::{
 use shoal_protocol::reference::Upstream;
 use url::Url;
 
-use crate::origin::OriginSpec;
+use crate::origin::{Access, OriginSpec};
 
 pub use raw::{RawConfig, variable_of};
 pub use tls::{MIRROR_CA_FILE, MirrorTls};
@@ -73,6 +73,8 @@ pub struct Config {
     pub rack: Option<String>,
     /// Upstreams that do not simply live at `https://<their own name>`.
     pub origins: BTreeMap<Upstream, OriginSpec>,
+    /// Who may read an upstream's content; whoever reaches the mirror where nothing is said.
+    pub access: BTreeMap<Upstream, Access>,
     /// Most bytes of blobs to keep; without it only `min_free` bounds them.
     pub quota: Option<ByteSize>,
     /// Bytes of disk to leave free.
@@ -309,6 +311,7 @@ impl Sources {
                 .one::<Label>("rack", |raw| raw.rack.as_ref())?
                 .map(|label| label.0),
             origins: self.origins()?,
+            access: self.access()?,
             quota: self.one("quota", |raw| raw.quota.as_ref())?,
             min_free: self
                 .one("min_free", |raw| raw.min_free.as_ref())?
@@ -324,6 +327,18 @@ impl Sources {
                 .find("log", |raw| raw.log.as_ref())
                 .map_or_else(|| "info".to_owned(), |(_, text)| text.clone()),
         })
+    }
+
+    fn access(&self) -> Result<BTreeMap<Upstream, Access>, ConfigError> {
+        let Some((place, table)) = self.find("access", |raw| raw.access.as_ref()) else {
+            return Ok(BTreeMap::new());
+        };
+        table
+            .iter()
+            .map(|(upstream, rule)| {
+                Ok((parse(place.clone(), upstream)?, parse(place.clone(), rule)?))
+            })
+            .collect()
     }
 
     fn origins(&self) -> Result<BTreeMap<Upstream, OriginSpec>, ConfigError> {

@@ -31,7 +31,7 @@ use crate::{
         bootstrap::{self, JoinAddress, JoinAddressError},
         local_address_towards,
     },
-    origin::{OriginConfigError, Origins, OriginsConfig},
+    origin::{Gate, OriginConfigError, Origins, OriginsConfig},
     packing::Packer,
     store::{Store, StoreConfig, StoreError},
     tls::{Certificates, TlsError},
@@ -113,11 +113,13 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Node
         .map(|text| text.parse())
         .collect::<Result<_, _>>()?;
     // Whatever may be wrong with the configuration is found before anything is listened on.
-    let aliases = config.origins.keys().cloned().collect();
+    let named = config.origins.keys().chain(config.access.keys());
+    let aliases = named.cloned().collect();
     let origins = Origins::new(OriginsConfig {
         upstreams: config.origins,
         docker_config: config.docker_config,
     })?;
+    let gate = Gate::new(&config.access, origins.clone())?.map(Arc::new);
     let certificates = match &config.mirror_tls {
         Some(tls) => Some(Certificates::open(tls, &config.data_dir, config.mirror)?),
         None => None,
@@ -197,6 +199,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Node
         default_upstream: Upstream::default(),
         aliases,
         metrics,
+        gate,
     };
 
     let bootstrapping = async {

@@ -65,6 +65,9 @@ pub(crate) struct NodeArgs {
     /// PEM certificates to trust for an upstream; repeatable
     #[arg(long, value_name = "UPSTREAM=FILE")]
     origin_ca: Vec<String>,
+    /// Who may read an upstream: open, or origin (whom the origin lets); repeatable [default: open]
+    #[arg(long, value_name = "UPSTREAM=RULE")]
+    access: Vec<String>,
     /// Most bytes to keep, such as 200GB [default: what the disk holds]
     #[arg(long, value_name = "SIZE")]
     quota: Option<String>,
@@ -165,6 +168,7 @@ impl NodeArgs {
             log,
             origin: pairs("origin", self.origin)?,
             origin_ca: pairs("origin_ca", self.origin_ca)?,
+            access: pairs("access", self.access)?,
         })
     }
 }
@@ -226,7 +230,7 @@ mod tests {
     #[test]
     fn every_flag_reaches_its_key_and_every_variable_is_read() {
         let value = |key: &str| match key {
-            "origin" | "origin_ca" => "a.test=http://x",
+            "origin" | "origin_ca" | "access" => "a.test=http://x",
             _ => "1",
         };
         for key in keys() {

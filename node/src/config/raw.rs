@@ -50,6 +50,8 @@ pub struct RawConfig {
     pub origin: Option<BTreeMap<String, String>>,
     /// Upstream to the file of its certificates.
     pub origin_ca: Option<BTreeMap<String, String>>,
+    /// Upstream to rule; see [`Config::access`](super::Config::access).
+    pub access: Option<BTreeMap<String, String>>,
 }
 
 /// The variable that sets a key: `SHOAL_DATA_DIR` for `data_dir`.
@@ -104,6 +106,7 @@ impl RawConfig {
             log: one("log")?,
             origin: table("origin")?,
             origin_ca: table("origin_ca")?,
+            access: table("access")?,
         })
     }
 

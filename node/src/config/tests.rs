@@ -195,3 +195,17 @@ fn the_mirror_speaks_tls_with_a_certificate_of_ones_own_or_a_generated_one() {
         assert!(error.contains(told), "{error}");
     }
 }
+
+#[test]
+fn an_upstream_is_open_or_read_by_its_origins_leave() {
+    let access = |file: &str| load(RawConfig::default(), &[], file).map(|config| config.access);
+    assert!(access("").unwrap().is_empty());
+    let rules = access("[access]\n'registry.test' = 'origin'\n'docker.io' = 'open'").unwrap();
+    assert_eq!(rules[&"registry.test".parse().unwrap()], Access::Origin);
+    assert_eq!(rules[&"docker.io".parse().unwrap()], Access::Open);
+    let error = access("[access]\n'registry.test' = 'private'").unwrap_err();
+    assert!(
+        error.to_string().contains("`private` is not a rule"),
+        "{error}"
+    );
+}

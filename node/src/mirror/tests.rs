@@ -508,6 +508,7 @@ async fn a_shutdown_lets_running_answers_end_and_accepts_no_more() {
         default_upstream: Upstream::default(),
         aliases: BTreeSet::new(),
         metrics: Arc::default(),
+        gate: None,
     };
     let stop = CancellationToken::new();
     let served = tokio::spawn(serve(

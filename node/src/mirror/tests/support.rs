@@ -191,6 +191,7 @@ impl Mirror {
             default_upstream: Upstream::default(),
             aliases: ["lab".parse().unwrap()].into(),
             metrics: Arc::clone(&metrics),
+            gate: None,
         };
         let stop = CancellationToken::new();
         tokio::spawn(serve(
