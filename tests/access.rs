@@ -2,16 +2,18 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use tempfile::TempDir;
 
 use crate::support::access::AccessLog;
+use crate::support::containerd::Containerd;
 use crate::support::daemon::{Node, Options};
 use crate::support::image::Image;
 use crate::support::place::Place;
 use crate::support::registry::{LOGIN_REALM, Registry};
 use crate::support::swarm::ClusterKey;
-use crate::support::{MIB, REPOSITORY, TAG, UPSTREAM, client, machine};
+use crate::support::{MIB, REPOSITORY, SHOAL, TAG, UPSTREAM, client, machine};
 
 /// Amy and her password, as `htpasswd -B` writes them.
 const HTPASSWD: &str = "amy:$2y$05$abcdefghijklmnopqrstuutXu9KzOt.1yBoZUeFWoT/914/JfszCO\n";
@@ -275,4 +277,36 @@ fn nodes_without_a_login_read_with_their_own_clients_and_the_registry_is_read_on
         assert_eq!(site.layer(node, &private(), Some(WRONG)), 401);
         holds_no_secret(&[&node.log(), &written(&node.data_dir())]);
     }
+}
+
+#[test]
+fn containerd_answers_the_challenge_with_its_users_credentials_over_tls() {
+    let _machine = machine();
+    let site = Site::new(73);
+    let mut options = site.options("no-login.json");
+    options
+        .arguments
+        .extend(["--mirror-tls", "generated"].map(ToOwned::to_owned));
+    let node = Node::start(&Place::loopback(), options);
+    let root = TempDir::new().expect("temporary directories can be made");
+    let mut setup = Command::new(SHOAL);
+    setup
+        .args(["setup", "containerd", "--root"])
+        .arg(root.path());
+    setup.args([
+        "--mirror",
+        &format!("https://{}", node.mirror()),
+        "--mirror-ca",
+    ]);
+    setup.arg(node.data_dir().join("mirror-ca.pem"));
+    assert!(setup.status().expect("shoal starts").success());
+
+    let containerd = Containerd::start();
+    let hosts = root.path().join("etc/containerd/certs.d");
+    let name = format!("{UPSTREAM}/{REPOSITORY}:{TAG}");
+    let pull = |credentials| containerd.pull(&hosts, credentials, &name);
+    pull(None).expect_err("the registry wants a login, and its name leads nowhere else");
+    pull(Some(WRONG)).expect_err("the password is wrong");
+    assert_eq!(pull(Some(AMY)).as_ref(), Ok(&site.image.manifest.digest));
+    holds_no_secret(&[&node.log()]);
 }

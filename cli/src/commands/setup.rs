@@ -143,7 +143,7 @@ fn site(args: &SetupArgs) -> anyhow::Result<Site> {
         .iter()
         .map(|name| name.parse().context("a registry of the list"))
         .collect::<anyhow::Result<_>>()?;
-    registries.extend(config.origins.into_keys());
+    registries.extend(config.origins.into_keys().chain(config.access.into_keys()));
     registries.extend(args.registry.iter().cloned());
     // A name that is none to a client stands for an origin in paths only.
     registries.retain(|registry| Upstream::looks_like_one(registry.as_str()));
