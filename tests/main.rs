@@ -14,6 +14,7 @@
     reason = "what a test has measured, and a failed node's log, belong in its output"
 )]
 
+mod access;
 mod cli;
 mod clients;
 mod cluster;
@@ -24,4 +25,5 @@ mod mirror;
 mod origin;
 mod scaling;
 mod support;
+mod tls;
 mod trust;

@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub(crate) mod access;
 pub(crate) mod client;
 pub(crate) mod clock;
+pub(crate) mod containerd;
 pub(crate) mod daemon;
 pub(crate) mod fake_origin;
 pub(crate) mod image;

@@ -1,22 +1,25 @@
 //! What a container client's configuration says so that it pulls through the mirror: how that is put
 //! into files that are there already, and taken out of them again.
 
+mod authority;
 mod block;
 mod buildkit;
 mod containerd;
 mod containers;
 mod docker;
+mod mirror;
 mod rancher;
 
 use std::{
     fmt, fs, io,
-    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
 use anyhow::Context;
 use clap::ValueEnum;
 use shoal_protocol::reference::Upstream;
+
+pub(crate) use self::mirror::{Mirror, MirrorArg};
 
 /// A program that pulls images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -43,7 +46,7 @@ pub(crate) struct Site {
     /// Under which directory the host's files are.
     pub(crate) root: PathBuf,
     /// Where the mirror answers.
-    pub(crate) mirror: SocketAddr,
+    pub(crate) mirror: Mirror,
     /// The registries to mirror, for clients that want each named.
     pub(crate) registries: Vec<Upstream>,
 }
@@ -88,7 +91,7 @@ impl Client {
         match self {
             Self::Docker => docker::undo(site),
             Self::Containerd => undo_blocks(containerd::files(site)?),
-            Self::Podman | Self::Crio => undo_blocks(vec![containers::file(site)]),
+            Self::Podman | Self::Crio => containers::undo(site),
             Self::Buildkit => undo_blocks(vec![buildkit::file(site)]),
             Self::K3s | Self::Rke2 => undo_blocks(vec![rancher::file(site, self)]),
         }
@@ -133,11 +136,6 @@ impl fmt::Display for Client {
 }
 
 impl Site {
-    /// The mirror as a URL.
-    fn url(&self) -> String {
-        format!("http://{}", self.mirror)
-    }
-
     /// A file of the host, by its path from `/`.
     fn file(&self, path: &str) -> PathBuf {
         self.root.join(path)
@@ -161,7 +159,7 @@ impl Change {
             // The directory of a registry says nothing without its file. One that is not empty, or
             // was there before for another reason, stays.
             if let Some(directory) = self.path.parent()
-                && directory.ends_with("_default")
+                && (directory.ends_with("_default") || authority::is_copy(&self.path))
             {
                 let _ = fs::remove_dir(directory);
             }

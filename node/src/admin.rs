@@ -96,7 +96,7 @@ pub async fn serve<A: Admin>(listener: TcpListener, admin: Arc<A>, shutdown: Can
         let admin = Arc::clone(&admin);
         async move { routes::respond(&request, &*admin).await }
     };
-    http::serve(listener, handler, shutdown).await;
+    http::serve(listener, None, handler, shutdown).await;
 }
 
 #[cfg(test)]

@@ -394,7 +394,7 @@ fn create_key(
 }
 
 /// Creates a file with mode 0600 that is there either as a whole or not at all.
-fn create_private(path: &Path, text: &str) -> io::Result<()> {
+pub(crate) fn create_private(path: &Path, text: &str) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.tmp", std::process::id()));
     let scratch = path.with_file_name(name);

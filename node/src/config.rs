@@ -9,6 +9,7 @@
 //! once, types from then on.
 
 mod raw;
+mod tls;
 mod units;
 
 use std::{
@@ -25,9 +26,10 @@ use std::{
 use shoal_protocol::reference::Upstream;
 use url::Url;
 
-use crate::origin::OriginSpec;
+use crate::origin::{Access, OriginSpec};
 
 pub use raw::{RawConfig, variable_of};
+pub use tls::{MIRROR_CA_FILE, MirrorTls};
 pub use units::{ByteRate, ByteSize, Period, UnitError};
 
 /// Where the configuration file is looked for when nobody names one.
@@ -50,6 +52,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Where clients on this host pull from.
     pub mirror: SocketAddr,
+    /// The certificate of the mirror, which speaks plain HTTP without.
+    pub mirror_tls: Option<MirrorTls>,
     /// Where other nodes connect; at least one.
     pub listen: Vec<SocketAddr>,
     /// Where other nodes are told to connect, best first; empty to find out.
@@ -69,6 +73,8 @@ pub struct Config {
     pub rack: Option<String>,
     /// Upstreams that do not simply live at `https://<their own name>`.
     pub origins: BTreeMap<Upstream, OriginSpec>,
+    /// Who may read an upstream's content; whoever reaches the mirror where nothing is said.
+    pub access: BTreeMap<Upstream, Access>,
     /// Most bytes of blobs to keep; without it only `min_free` bounds them.
     pub quota: Option<ByteSize>,
     /// Bytes of disk to leave free.
@@ -291,6 +297,7 @@ impl Sources {
                 None => default_data_dir(environment)?,
             },
             mirror: local(self.one("mirror", |raw| raw.mirror.as_ref())?, 5005),
+            mirror_tls: self.mirror_tls()?,
             listen: listen.into_iter().map(|address| address.0).collect(),
             advertise: advertise.into_iter().map(|address| address.0).collect(),
             admin: local(self.one("admin", |raw| raw.admin.as_ref())?, 5006),
@@ -304,6 +311,7 @@ impl Sources {
                 .one::<Label>("rack", |raw| raw.rack.as_ref())?
                 .map(|label| label.0),
             origins: self.origins()?,
+            access: self.access()?,
             quota: self.one("quota", |raw| raw.quota.as_ref())?,
             min_free: self
                 .one("min_free", |raw| raw.min_free.as_ref())?
@@ -319,6 +327,18 @@ impl Sources {
                 .find("log", |raw| raw.log.as_ref())
                 .map_or_else(|| "info".to_owned(), |(_, text)| text.clone()),
         })
+    }
+
+    fn access(&self) -> Result<BTreeMap<Upstream, Access>, ConfigError> {
+        let Some((place, table)) = self.find("access", |raw| raw.access.as_ref()) else {
+            return Ok(BTreeMap::new());
+        };
+        table
+            .iter()
+            .map(|(upstream, rule)| {
+                Ok((parse(place.clone(), upstream)?, parse(place.clone(), rule)?))
+            })
+            .collect()
     }
 
     fn origins(&self) -> Result<BTreeMap<Upstream, OriginSpec>, ConfigError> {

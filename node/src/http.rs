@@ -2,7 +2,12 @@
 //!
 //! Every bound that protects the daemon from its clients stands here, with its reason.
 
-use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::{Future, ready},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
@@ -10,15 +15,17 @@ use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     Request, Response, StatusCode,
     body::{Frame, Incoming},
-    header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue},
+    header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue},
     server::conn::http1,
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
 };
+use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
@@ -31,7 +38,8 @@ mod head_deadline;
 /// descriptors that clients can take well below the limit of a service (65,536 or more).
 const CONNECTIONS_MAX: usize = 4096;
 
-/// How long a client may take to send a request's line and headers. They fit one packet.
+/// How long a client may take to send a request's line and headers, which fit one packet, and how
+/// long for a TLS handshake before.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a connection may stand idle between requests; Go's clients give up theirs at 90 s.
@@ -61,10 +69,14 @@ pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
 /// The answer to a request.
 pub(crate) type Reply = Response<UnsyncBoxBody<Bytes, BodyError>>;
 
-/// Serves connections until `shutdown`, then lets the running answers end for
+/// Serves connections, by TLS alone where it is given, until `shutdown`, then lets the running answers end for
 /// [`SHUTDOWN_GRACE`]. Returns when no connection is left.
-pub(crate) async fn serve<H, F>(listener: TcpListener, handler: H, shutdown: CancellationToken)
-where
+pub(crate) async fn serve<H, F>(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    handler: H,
+    shutdown: CancellationToken,
+) where
     H: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = Reply> + Send + 'static,
 {
@@ -81,9 +93,9 @@ where
         };
         match accepted {
             Ok((stream, _)) => {
-                let (handler, shutdown) = (handler.clone(), shutdown.clone());
+                let (tls, handler, shutdown) = (tls.clone(), handler.clone(), shutdown.clone());
                 connections.spawn(async move {
-                    connection(stream, handler, shutdown).await;
+                    connection(stream, tls, handler, shutdown).await;
                     drop(permit);
                 });
             }
@@ -98,8 +110,12 @@ where
     connections.wait().await;
 }
 
-async fn connection<H, F>(stream: TcpStream, handler: H, shutdown: CancellationToken)
-where
+async fn connection<H, F>(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    handler: H,
+    shutdown: CancellationToken,
+) where
     H: Fn(Request<Incoming>) -> F + Send + 'static,
     F: Future<Output = Reply> + Send + 'static,
 {
@@ -108,20 +124,42 @@ where
         () = shutdown.cancelled() => return,
         peeked = tokio::time::timeout(HEAD_TIMEOUT, stream.peek(&mut first)) => peeked,
     };
-    match peeked {
-        Ok(Ok(1)) if first[0] == TLS_HANDSHAKE => {
-            // Clients that try https first wait up to 10 s for an answer to their ClientHello,
-            // unless the connection ends.
-            debug!("closed a connection that speaks TLS to this plain HTTP port");
-            return;
-        }
-        Ok(Ok(1..)) => {}
+    let speaks_tls = match peeked {
+        Ok(Ok(1..)) => first[0] == TLS_HANDSHAKE,
         Ok(Ok(0) | Err(_)) | Err(_) => return,
-    }
+    };
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "cannot set TCP_NODELAY");
     }
+    match tls {
+        None if speaks_tls => {
+            // Clients that try https first wait up to 10 s for an answer to their ClientHello,
+            // unless the connection ends.
+            debug!("closed a connection that speaks TLS to this plain HTTP port");
+        }
+        None => converse(stream, handler, shutdown).await,
+        Some(_) if !speaks_tls => converse(stream, |_| ready(https_only()), shutdown).await,
+        Some(tls) => {
+            let handshake = tokio::select! {
+                () = shutdown.cancelled() => return,
+                done = tokio::time::timeout(HEAD_TIMEOUT, tls.accept(stream)) => done,
+            };
+            match handshake {
+                Ok(Ok(stream)) => converse(stream, handler, shutdown).await,
+                Ok(Err(error)) => debug!(%error, "a TLS handshake failed"),
+                Err(_) => debug!("a TLS handshake took too long"),
+            }
+        }
+    }
+}
 
+/// Answers the requests of one connection.
+async fn converse<S, H, F>(stream: S, handler: H, shutdown: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    H: Fn(Request<Incoming>) -> F + Send + 'static,
+    F: Future<Output = Reply> + Send + 'static,
+{
     let head_seen = HeadSeen::default();
     let io = TokioIo::new(HeadDeadline::new(stream, head_seen.clone(), HEAD_TIMEOUT));
     let service = service_fn(move |request| {
@@ -155,6 +193,16 @@ where
             "connection ended early"
         );
     }
+}
+
+/// What a client is told that speaks plain HTTP to a TLS port.
+fn https_only() -> Reply {
+    let told = "this port speaks https, and the request came by plain http\n";
+    let mut reply = full(StatusCode::BAD_REQUEST, "text/plain; charset=utf-8", told);
+    reply
+        .headers_mut()
+        .insert(CONNECTION, HeaderValue::from_static("close"));
+    reply
 }
 
 /// An answer whose body is at hand, with its exact length. hyper leaves the body out for HEAD.

@@ -21,5 +21,7 @@ pub mod origin;
 mod packing;
 pub mod stats;
 pub mod store;
+mod tls;
 
 pub use node::{NodeError, run};
+pub use tls::TlsError;

@@ -108,8 +108,8 @@ impl OriginOutcome {
 }
 
 /// The status codes that the mirror answers with, each counted on its own.
-const MIRROR_CODES: [u16; 15] = [
-    200, 206, 304, 400, 403, 404, 405, 414, 416, 429, 500, 501, 502, 503, 504,
+const MIRROR_CODES: [u16; 16] = [
+    200, 206, 304, 400, 401, 403, 404, 405, 414, 416, 429, 500, 501, 502, 503, 504,
 ];
 
 /// Everything that a node counts. Shared as an `Arc`.

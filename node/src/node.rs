@@ -31,9 +31,10 @@ use crate::{
         bootstrap::{self, JoinAddress, JoinAddressError},
         local_address_towards,
     },
-    origin::{OriginConfigError, Origins, OriginsConfig},
+    origin::{Gate, OriginConfigError, Origins, OriginsConfig},
     packing::Packer,
     store::{Store, StoreConfig, StoreError},
+    tls::{Certificates, TlsError},
 };
 
 /// Readers' demands that wait for the loop.
@@ -88,6 +89,9 @@ pub enum NodeError {
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The mirror cannot speak TLS as configured.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The system gives no randomness.
     #[error("the system gives no random numbers: {0}")]
     Random(String),
@@ -109,11 +113,21 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Node
         .map(|text| text.parse())
         .collect::<Result<_, _>>()?;
     // Whatever may be wrong with the configuration is found before anything is listened on.
-    let aliases = config.origins.keys().cloned().collect();
+    let named = config.origins.keys().chain(config.access.keys());
+    let aliases = named.cloned().collect();
     let origins = Origins::new(OriginsConfig {
         upstreams: config.origins,
         docker_config: config.docker_config,
     })?;
+    let gate = Gate::new(&config.access, origins.clone())?.map(Arc::new);
+    let certificates = match &config.mirror_tls {
+        Some(tls) => Some(Certificates::open(tls, &config.data_dir, config.mirror)?),
+        None => None,
+    };
+    let tls = certificates
+        .as_ref()
+        .map(Certificates::acceptor)
+        .transpose()?;
     let store = open_store(StoreConfig {
         dir: config.data_dir.clone(),
         quota_bytes: config.quota.map(|size| size.0),
@@ -147,8 +161,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Node
         place: Place::labelled(config.zone.as_deref(), config.rack.as_deref()),
     };
     tracing::info!(
-        "node {:?}: mirror on {}, admin on {}, swarm on {bound:?} known as {:?}",
+        "node {:?}: mirror on {}://{}, admin on {}, swarm on {bound:?} known as {:?}",
         me.id,
+        if tls.is_some() { "https" } else { "http" },
         mirror_listener.local_addr().unwrap_or(config.mirror),
         admin_listener.local_addr().unwrap_or(config.admin),
         me.addresses,
@@ -184,12 +199,18 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Node
         default_upstream: Upstream::default(),
         aliases,
         metrics,
+        gate,
     };
 
     let bootstrapping = async {
         tokio::join!(
             bootstrap::run(network, join.clone()),
-            become_ready(&handle, !join.is_empty())
+            become_ready(&handle, !join.is_empty()),
+            async {
+                if let Some(certificates) = certificates {
+                    certificates.keep().await;
+                }
+            }
         );
         std::future::pending::<()>().await;
     };
@@ -198,6 +219,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Node
             driver.run(facts_in, events, demands_in, shutdown.clone()),
             mirror::serve(
                 mirror_listener,
+                tls,
                 Arc::new(handle.clone()),
                 options,
                 shutdown.clone()

@@ -11,6 +11,7 @@
 //! honoured; the names in a request that goes through a proxy are for the proxy to resolve and
 //! to judge.
 
+mod access;
 mod address;
 mod asking;
 mod body;
@@ -22,8 +23,10 @@ mod error;
 mod fake;
 mod grants;
 mod limits;
+mod loans;
 mod login;
 mod manifest;
+mod permission;
 mod refusal;
 mod retry_after;
 mod site;
@@ -44,7 +47,7 @@ use futures::{
 };
 use reqwest::{
     Certificate, Method, StatusCode,
-    header::{HeaderMap, LINK},
+    header::{HeaderMap, HeaderValue, LINK},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use shoal_protocol::{
@@ -55,17 +58,23 @@ use shoal_protocol::{
 };
 use url::Url;
 
+pub use self::{
+    access::Access,
+    config::{Credentials, OriginConfigError, OriginSpec, OriginsConfig, Secret},
+    error::OriginError,
+};
+pub(crate) use self::{
+    access::{Gate, NoPass, Pass},
+    permission::{Object, Refusal, Told},
+};
 use self::{
     asking::Asking,
     body::ContentRange,
     grants::Grants,
     limits::{LIST_MAX, LIST_PAGE_BYTES_MAX, LIST_PAGES_MAX, TAGS_PER_PAGE},
+    loans::{Loan, Loans},
     site::Site,
     transport::Transport,
-};
-pub use self::{
-    config::{Credentials, OriginConfigError, OriginSpec, OriginsConfig, Secret},
-    error::OriginError,
 };
 use crate::clock::Clock;
 
@@ -81,6 +90,7 @@ struct Shared {
     /// For upstreams without authorities of their own.
     transport: Arc<Transport>,
     grants: Arc<Grants>,
+    loans: Arc<Loans>,
 }
 
 /// A blob's bytes on their way from an origin.
@@ -125,6 +135,7 @@ impl Origins {
                 docker_config: config.docker_config,
                 transport,
                 grants: Grants::new(Clock::start()),
+                loans: Arc::default(),
             }),
         })
     }
@@ -356,15 +367,7 @@ impl Origins {
         path: &str,
         what: &str,
     ) -> Result<Asking<'a>, OriginError> {
-        let shared = &*self.shared;
-        let site = match shared.configured.get(&hint.upstream) {
-            Some(site) => Arc::clone(site),
-            None => Arc::new(Site::public(
-                &hint.upstream,
-                shared.docker_config.clone(),
-                Arc::clone(&shared.transport),
-            )?),
-        };
+        let site = self.site(&hint.upstream)?;
         let (upstream, repository) = (&hint.upstream, &hint.repository);
         Ok(Asking {
             subject: format!(
@@ -375,8 +378,32 @@ impl Origins {
             headers: HeaderMap::new(),
             site,
             hint,
-            grants: &shared.grants,
+            grants: &self.shared.grants,
+            loans: &self.shared.loans,
         })
+    }
+
+    fn site(&self, upstream: &Upstream) -> Result<Arc<Site>, OriginError> {
+        let shared = &*self.shared;
+        Ok(match shared.configured.get(upstream) {
+            Some(site) => Arc::clone(site),
+            None => Arc::new(Site::public(
+                upstream,
+                shared.docker_config.clone(),
+                Arc::clone(&shared.transport),
+            )?),
+        })
+    }
+
+    /// The upstreams that the operator configured.
+    fn configured(&self) -> impl Iterator<Item = &Upstream> {
+        self.shared.configured.keys()
+    }
+
+    /// Lets this node read a repository with a client's `Authorization` where its own login is not
+    /// enough, until the loan is dropped.
+    fn lend(&self, hint: Hint, header: HeaderValue) -> Loan {
+        self.shared.loans.lend(hint, header)
     }
 }
 

@@ -197,6 +197,15 @@ impl Transfer {
         self.bytes
     }
 
+    /// The answer's body as text, whatever its status.
+    pub(crate) fn text(mut self) -> String {
+        let mut text = String::new();
+        let read = self.body.read_to_string(&mut text);
+        let _ = self.curl.wait();
+        read.expect("the body is text");
+        text
+    }
+
     /// Disconnects at once, like a client that is killed.
     pub(crate) fn abort(mut self) {
         let _ = self.curl.kill();

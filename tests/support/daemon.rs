@@ -33,6 +33,8 @@ pub(crate) struct Options {
     pub(crate) cluster_key: Option<PathBuf>,
     /// The node's ticket, where it does not have the key.
     pub(crate) ticket: Option<PathBuf>,
+    /// What else is said on the command line.
+    pub(crate) arguments: Vec<String>,
     /// The value of `SHOAL_FAULT`.
     pub(crate) fault: Option<String>,
 }
@@ -151,6 +153,7 @@ impl Node {
         if let Some(ticket) = &self.options.ticket {
             command.arg("--ticket").arg(ticket);
         }
+        command.args(&self.options.arguments);
         command.envs(
             self.options
                 .fault

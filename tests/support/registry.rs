@@ -1,6 +1,7 @@
 //! Debian's `docker-registry` as an origin.
 
 use std::fs::{self, File};
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -16,6 +17,9 @@ use super::place::Place;
 /// How long a registry may take to start.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
+/// The realm of a registry behind a login.
+pub(crate) const LOGIN_REALM: &str = "the registry of the tests";
+
 /// A registry that serves one image, and the log of what it was asked.
 pub(crate) struct Registry {
     place: Place,
@@ -26,6 +30,22 @@ pub(crate) struct Registry {
 impl Registry {
     /// Starts a registry at `place` that holds `image`.
     pub(crate) fn serving(image: &Image, place: &Place) -> Self {
+        Self::with_settings(image, place, |_| String::new())
+    }
+
+    /// The same for those alone who log in as in this file of Apache's htpasswd.
+    pub(crate) fn behind_a_login(image: &Image, place: &Place, htpasswd: &str) -> Self {
+        Self::with_settings(image, place, |directory| {
+            let path = directory.join("htpasswd");
+            fs::write(&path, htpasswd).expect("it is writable");
+            format!(
+                "auth: {{htpasswd: {{realm: \"{LOGIN_REALM}\", path: {}}}}}\n",
+                path.display()
+            )
+        })
+    }
+
+    fn with_settings(image: &Image, place: &Place, more: impl Fn(&Path) -> String) -> Self {
         let directory = TempDir::new().expect("temporary directories can be made");
         let configuration = format!(
             "version: 0.1\n\
@@ -33,9 +53,10 @@ impl Registry {
              storage:\n  \
                filesystem: {{rootdirectory: {}}}\n  \
                maintenance: {{readonly: {{enabled: true}}}}\n\
-             http: {{addr: \"{}:{ORIGIN_PORT}\", secret: test}}\n",
+             http: {{addr: \"{}:{ORIGIN_PORT}\", secret: test}}\n{}",
             image.registry_storage().display(),
             place.address,
+            more(directory.path()),
         );
         fs::write(directory.path().join("config.yml"), configuration).expect("it is writable");
         let mut registry = Self {
@@ -84,7 +105,9 @@ impl Registry {
         });
         self.process = Some(process);
         wait_until("docker-registry answers", START_LIMIT, || {
-            client::get(&self.place, &format!("{}/v2/", self.url())).is_ok()
+            client::request(&self.place, &format!("{}/v2/", self.url()))
+                .finish()
+                .is_ok()
         });
     }
 }

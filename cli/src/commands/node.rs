@@ -25,6 +25,16 @@ pub(crate) struct NodeArgs {
     /// Where clients on this host pull from [default: 127.0.0.1:5005]
     #[arg(long, value_name = "ADDR")]
     mirror: Option<String>,
+    /// Speak https to clients: with a certificate of the node's own making, or with this one (PEM)
+    /// [default: plain http]
+    #[arg(long, value_name = "generated|FILE")]
+    mirror_tls: Option<String>,
+    /// The key of that certificate (PEM)
+    #[arg(long, value_name = "FILE")]
+    mirror_tls_key: Option<String>,
+    /// A name of this host for the generated certificate, besides localhost; repeatable
+    #[arg(long, value_name = "NAME")]
+    mirror_tls_name: Vec<String>,
     /// Where other nodes connect; repeatable [default: 0.0.0.0:5004]
     #[arg(long, value_name = "ADDR")]
     listen: Vec<String>,
@@ -55,6 +65,9 @@ pub(crate) struct NodeArgs {
     /// PEM certificates to trust for an upstream; repeatable
     #[arg(long, value_name = "UPSTREAM=FILE")]
     origin_ca: Vec<String>,
+    /// Who may read an upstream: open, or origin (whom the origin lets); repeatable [default: open]
+    #[arg(long, value_name = "UPSTREAM=RULE")]
+    access: Vec<String>,
     /// Most bytes to keep, such as 200GB [default: what the disk holds]
     #[arg(long, value_name = "SIZE")]
     quota: Option<String>,
@@ -137,6 +150,9 @@ impl NodeArgs {
         Ok(RawConfig {
             data_dir: self.data_dir,
             mirror: self.mirror,
+            mirror_tls: self.mirror_tls,
+            mirror_tls_key: self.mirror_tls_key,
+            mirror_tls_name: said(self.mirror_tls_name),
             listen: said(self.listen),
             advertise: said(self.advertise),
             admin: self.admin,
@@ -152,6 +168,7 @@ impl NodeArgs {
             log,
             origin: pairs("origin", self.origin)?,
             origin_ca: pairs("origin_ca", self.origin_ca)?,
+            access: pairs("access", self.access)?,
         })
     }
 }
@@ -213,7 +230,7 @@ mod tests {
     #[test]
     fn every_flag_reaches_its_key_and_every_variable_is_read() {
         let value = |key: &str| match key {
-            "origin" | "origin_ca" => "a.test=http://x",
+            "origin" | "origin_ca" | "access" => "a.test=http://x",
             _ => "1",
         };
         for key in keys() {

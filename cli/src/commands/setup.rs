@@ -1,21 +1,21 @@
 //! `shoal setup`: make a container client of this host pull through the mirror.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr},
     path::PathBuf,
     process::ExitCode,
     time::Duration,
 };
 
 use anyhow::{Context, bail};
-use shoal_node::config::{Config, RawConfig};
+use shoal_node::config::{Config, MIRROR_CA_FILE, MirrorTls, RawConfig};
 use shoal_protocol::reference::Upstream;
 use tokio::process::Command;
 
 use super::admin::{AdminArgs, AdminClient};
 use crate::{
     output,
-    setup::{Change, Client, Plan, Site},
+    setup::{Change, Client, Mirror, MirrorArg, Plan, Site},
 };
 
 /// Registries that most images come from, for clients that want each named.
@@ -45,8 +45,12 @@ pub(crate) struct SetupArgs {
     #[arg(value_enum)]
     client: Client,
     /// Where the mirror answers [default: as in the node's configuration, 127.0.0.1:5005 without]
-    #[arg(long, value_name = "ADDR")]
-    mirror: Option<SocketAddr>,
+    #[arg(long, value_name = "[https://]HOST:PORT")]
+    mirror: Option<MirrorArg>,
+    /// The certificate of the authority that signed the mirror's, in PEM [default: the node's own
+    /// where its configuration says --mirror-tls generated, else the system's]
+    #[arg(long, value_name = "FILE")]
+    mirror_ca: Option<PathBuf>,
     /// A registry to mirror besides the large public ones and those of the node's configuration, for
     /// clients that want each named; repeatable
     #[arg(long, value_name = "NAME")]
@@ -134,15 +138,12 @@ pub(crate) async fn run(args: SetupArgs) -> anyhow::Result<ExitCode> {
 fn site(args: &SetupArgs) -> anyhow::Result<Site> {
     let environment = |name: &str| std::env::var_os(name);
     let config = Config::load(RawConfig::default(), args.config.as_deref(), &environment)?;
-    let mut mirror = args.mirror.unwrap_or(config.mirror);
-    if mirror.ip().is_unspecified() {
-        mirror.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
-    }
+    let mirror = mirror(args, &config)?;
     let mut registries: Vec<Upstream> = REGISTRIES
         .iter()
         .map(|name| name.parse().context("a registry of the list"))
         .collect::<anyhow::Result<_>>()?;
-    registries.extend(config.origins.into_keys());
+    registries.extend(config.origins.into_keys().chain(config.access.into_keys()));
     registries.extend(args.registry.iter().cloned());
     // A name that is none to a client stands for an origin in paths only.
     registries.retain(|registry| Upstream::looks_like_one(registry.as_str()));
@@ -152,6 +153,34 @@ fn site(args: &SetupArgs) -> anyhow::Result<Site> {
         root: args.root.clone(),
         mirror,
         registries,
+    })
+}
+
+/// Where the mirror is, and how clients know it.
+fn mirror(args: &SetupArgs, config: &Config) -> anyhow::Result<Mirror> {
+    let mut own = config.mirror;
+    if own.ip().is_unspecified() {
+        own.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    }
+    let said = args.mirror.as_ref();
+    let tls = said
+        .and_then(|mirror| mirror.tls)
+        .unwrap_or(args.mirror_ca.is_some() || config.mirror_tls.is_some());
+    if !tls && args.mirror_ca.is_some() {
+        bail!("--mirror-ca is for a mirror that speaks https; write --mirror https://HOST:PORT");
+    }
+    let authority = match (&args.mirror_ca, &config.mirror_tls) {
+        (Some(file), _) => Some(file.clone()),
+        (None, Some(MirrorTls::Generated { .. })) if tls => {
+            Some(config.data_dir.join(MIRROR_CA_FILE))
+        }
+        (None, _) => None,
+    };
+    Ok(Mirror {
+        address: said.map_or_else(|| own.to_string(), |mirror| mirror.address.clone()),
+        tls,
+        // Clients run elsewhere.
+        authority: authority.map(std::path::absolute).transpose()?,
     })
 }
 
@@ -181,7 +210,7 @@ async fn check(
             )?;
         }
     }
-    match answers(site.mirror).await {
+    match answers(&site.mirror).await {
         Ok(()) => say(true, format!("a mirror answers at {}", site.mirror))?,
         Err(error) => say(
             false,
@@ -236,12 +265,17 @@ fn code(good: bool) -> ExitCode {
 }
 
 /// Whether what listens there is a registry's read API.
-async fn answers(mirror: SocketAddr) -> anyhow::Result<()> {
+async fn answers(mirror: &Mirror) -> anyhow::Result<()> {
+    let authorities = match mirror.authority_pem()? {
+        Some(pem) => reqwest::Certificate::from_pem_bundle(pem.as_bytes())?,
+        None => Vec::new(),
+    };
     let client = reqwest::Client::builder()
         .no_proxy()
         .timeout(MIRROR_TIMEOUT)
+        .tls_certs_merge(authorities)
         .build()?;
-    let answer = client.get(format!("http://{mirror}/v2/")).send().await?;
+    let answer = client.get(format!("{}/v2/", mirror.url())).send().await?;
     if answer.status() != reqwest::StatusCode::OK {
         bail!("it answers {}", answer.status());
     }

@@ -34,7 +34,12 @@ pub(super) fn plan(site: &Site) -> anyhow::Result<Plan> {
         ));
     }
     if !has(&mirror) {
-        lines.push(format!("[registry.\"{mirror}\"]\nhttp = true\n"));
+        let how = match &site.mirror.authority {
+            Some(authority) => Some(format!("ca = [\"{}\"]", authority.display())),
+            None if site.mirror.tls => None,
+            None => Some("http = true".to_owned()),
+        };
+        lines.extend(how.map(|how| format!("[registry.\"{mirror}\"]\n{how}\n")));
     }
     let end = file.text().len();
     plan.files.push(file.with_toml(end, &lines.concat())?);

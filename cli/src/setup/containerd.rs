@@ -1,7 +1,7 @@
 //! containerd's `certs.d`: one directory for each registry, `_default` for those without.
 //! (<https://github.com/containerd/containerd/blob/main/docs/hosts.md>)
 
-use std::{fs, io, path::PathBuf};
+use std::{fmt::Write as _, fs, io, path::PathBuf};
 
 use anyhow::Context;
 
@@ -13,7 +13,7 @@ const FILE: &str = "hosts.toml";
 const DEFAULT: &str = "_default";
 
 pub(super) fn plan(site: &Site) -> anyhow::Result<Plan> {
-    let url = site.url();
+    let url = site.mirror.url();
     let mut plan = Plan::default();
     for path in files(site)? {
         let file = block::File::open(path.clone())?;
@@ -30,7 +30,10 @@ pub(super) fn plan(site: &Site) -> anyhow::Result<Plan> {
             continue;
         }
         // A host is tried before those below it.
-        let lines = format!("[host.\"{url}\"]\ncapabilities = [\"pull\", \"resolve\"]\n");
+        let mut lines = format!("[host.\"{url}\"]\ncapabilities = [\"pull\", \"resolve\"]\n");
+        if let Some(authority) = &site.mirror.authority {
+            writeln!(lines, "ca = \"{}\"", authority.display())?;
+        }
         let at = block::first_table(file.text());
         plan.files.push(file.with_toml(at, &lines)?);
     }

@@ -3,15 +3,22 @@
 
 use std::{fs, path::PathBuf};
 
-use super::{Client, Plan, Site, block, read, toml_of};
+use super::{Client, Plan, Site, authority, block, read, toml_of, undo_blocks};
 
 const DIRECTORY: &str = "etc/containers/registries.conf.d";
+const CERTIFICATES: &str = "etc/containers/certs.d";
 const MAIN: &str = "etc/containers/registries.conf";
 const FILE: &str = "50-shoal.conf";
 
 pub(super) fn plan(site: &Site, client: Client) -> anyhow::Result<Plan> {
     let file = block::File::open(file(site))?;
     let taken = configured(site)?;
+    // What speaks plain http counts as insecure.
+    let insecure = if site.mirror.tls {
+        ""
+    } else {
+        "insecure = true\n"
+    };
     let mut plan = Plan::default();
     let mut lines = Vec::new();
     for registry in &site.registries {
@@ -28,15 +35,16 @@ pub(super) fn plan(site: &Site, client: Client) -> anyhow::Result<Plan> {
         if let Some((_, by)) = taken.iter().find(|(name, _)| name == registry) {
             plan.warnings.push(format!(
                 "{registry} is configured in {}, which is left as it is; for the mirror, add to its \
-                 [[registry]]:\n  [[registry.mirror]]\n  location = \"{}/{registry}\"\n  insecure = true",
+                 [[registry]]:\n  [[registry.mirror]]\n  location = \"{}/{registry}\"\n  {}",
                 by.display(),
-                site.mirror
+                site.mirror,
+                insecure.trim_end()
             ));
             continue;
         }
         lines.push(format!(
             "[[registry]]\nlocation = \"{registry}\"\n[[registry.mirror]]\n\
-             location = \"{}/{registry}\"\ninsecure = true\n",
+             location = \"{}/{registry}\"\n{insecure}",
             site.mirror
         ));
     }
@@ -48,10 +56,17 @@ pub(super) fn plan(site: &Site, client: Client) -> anyhow::Result<Plan> {
     }
     let end = file.text().len();
     plan.files.push(file.with_toml(end, &lines.concat())?);
+    plan.files.extend(authority::plan(site, CERTIFICATES)?);
     Ok(plan)
 }
 
-pub(super) fn file(site: &Site) -> PathBuf {
+pub(super) fn undo(site: &Site) -> anyhow::Result<Plan> {
+    let mut plan = undo_blocks(vec![file(site)])?;
+    plan.files.extend(authority::undo(site, CERTIFICATES)?);
+    Ok(plan)
+}
+
+fn file(site: &Site) -> PathBuf {
     site.file(DIRECTORY).join(FILE)
 }
 

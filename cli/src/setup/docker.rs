@@ -6,9 +6,10 @@ use std::{collections::BTreeMap, path::Path};
 use anyhow::{Context, bail};
 use serde_json::value::RawValue;
 
-use super::{Change, Plan, Site, read};
+use super::{Change, Plan, Site, authority, read};
 
 const FILE: &str = "etc/docker/daemon.json";
+const CERTIFICATES: &str = "etc/docker/certs.d";
 const KEY: &str = "registry-mirrors";
 
 pub(super) fn plan(site: &Site) -> anyhow::Result<Plan> {
@@ -34,12 +35,14 @@ pub(super) fn plan(site: &Site) -> anyhow::Result<Plan> {
             }
         },
     };
+    let mut files = vec![Change {
+        path,
+        before,
+        after: Some(after),
+    }];
+    files.extend(authority::plan(site, CERTIFICATES)?);
     Ok(Plan {
-        files: vec![Change {
-            path,
-            before,
-            after: Some(after),
-        }],
+        files,
         warnings: vec![format!(
             "Docker Engine mirrors Docker Hub only; name other registries in the image: \
              docker pull {}/ghcr.io/OWNER/IMAGE",
@@ -49,16 +52,25 @@ pub(super) fn plan(site: &Site) -> anyhow::Result<Plan> {
 }
 
 pub(super) fn undo(site: &Site) -> anyhow::Result<Plan> {
+    let mut files = authority::undo(site, CERTIFICATES)?;
+    files.extend(undo_file(site)?);
+    Ok(Plan {
+        files,
+        warnings: Vec::new(),
+    })
+}
+
+fn undo_file(site: &Site) -> anyhow::Result<Option<Change>> {
     let path = site.file(FILE);
     let Some(text) = read(&path)? else {
-        return Ok(Plan::default());
+        return Ok(None);
     };
     let url = quoted(site);
     let Some((at, list)) = mirrors(&path, &text)? else {
-        return Ok(Plan::default());
+        return Ok(None);
     };
     if !lists(list, &url)? {
-        return Ok(Plan::default());
+        return Ok(None);
     }
     let object = text.find('{').unwrap_or_default() + 1;
     let own = member(&url);
@@ -76,18 +88,15 @@ pub(super) fn undo(site: &Site) -> anyhow::Result<Plan> {
             path.display()
         );
     };
-    Ok(Plan {
-        files: vec![Change {
-            path,
-            before: Some(text),
-            after,
-        }],
-        warnings: Vec::new(),
-    })
+    Ok(Some(Change {
+        path,
+        before: Some(text),
+        after,
+    }))
 }
 
 fn quoted(site: &Site) -> String {
-    format!("\"{}\"", site.url())
+    format!("\"{}\"", site.mirror.url())
 }
 
 fn member(url: &str) -> String {

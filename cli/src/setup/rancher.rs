@@ -12,19 +12,40 @@ pub(super) fn plan(site: &Site, client: Client) -> anyhow::Result<Plan> {
     let entry = |indent: &str| {
         format!(
             "{indent}\"*\":\n{indent}  endpoint:\n{indent}    - \"{}\"\n",
-            site.url()
+            site.mirror.url()
         )
     };
+    let certificate = site.mirror.authority.as_ref().map(|authority| {
+        format!(
+            "configs:\n  \"{}\":\n    tls:\n      ca_file: \"{}\"\n",
+            site.mirror,
+            authority.display()
+        )
+    });
+    let mut warnings = vec![
+        "a registry with a mirror of its own in this file does not use the one for \"*\""
+            .to_owned(),
+    ];
+    // Our lines stand in one place, and what is there may have both sections.
+    let own_file = file.text().is_empty();
+    if let Some(certificate) = certificate.as_ref().filter(|_| !own_file) {
+        warnings.push(format!(
+            "for the mirror's certificate, add by hand to {}:\n{certificate}",
+            path.display()
+        ));
+    }
     let change = match section(file.text()) {
         Section::None => {
-            let (end, lines) = (file.text().len(), format!("mirrors:\n{}", entry("  ")));
+            let certificate = certificate.filter(|_| own_file).unwrap_or_default();
+            let lines = format!("mirrors:\n{}{certificate}", entry("  "));
+            let end = file.text().len();
             file.with(end, &lines, "")
         }
         Section::Block { at, indent } => file.with(at, &entry(&indent), &indent),
         Section::Wildcard => bail!(
             "{} has a mirror for \"*\" already; add {} to its endpoints by hand",
             path.display(),
-            site.url()
+            site.mirror.url()
         ),
         Section::Other => bail!(
             "{} writes its mirrors on one line; write them as a block, one registry to a line, and \
@@ -34,10 +55,7 @@ pub(super) fn plan(site: &Site, client: Client) -> anyhow::Result<Plan> {
     };
     Ok(Plan {
         files: vec![change],
-        warnings: vec![
-            "a registry with a mirror of its own in this file does not use the one for \"*\""
-                .to_owned(),
-        ],
+        warnings,
     })
 }
 

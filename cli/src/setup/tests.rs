@@ -12,10 +12,18 @@ const CLIENTS: [Client; 7] = [
     Client::Rke2,
 ];
 
+fn plain(address: &str) -> Mirror {
+    Mirror {
+        address: address.to_owned(),
+        tls: false,
+        authority: None,
+    }
+}
+
 fn site(root: &Path) -> Site {
     Site {
         root: root.to_owned(),
-        mirror: "127.0.0.1:5005".parse().unwrap(),
+        mirror: plain("127.0.0.1:5005"),
         registries: ["docker.io", "quay.io"]
             .map(|name| name.parse().unwrap())
             .to_vec(),
@@ -61,39 +69,44 @@ fn apply(plan: &Plan) {
 fn set_up(client: Client, given: &[(&str, &str)], path: &str) -> String {
     let root = host(given);
     let site = site(root.path());
-    let before = files(root.path());
-    apply(&client.plan(&site).unwrap());
-    let after = files(root.path());
+    set_up_for(client, &site, path)
+}
+
+/// The same for another mirror.
+fn set_up_for(client: Client, site: &Site, path: &str) -> String {
+    let root = &site.root;
+    let before = files(root);
+    apply(&client.plan(site).unwrap());
+    let after = files(root);
     assert_ne!(before, after, "{client}: something was written");
 
-    let again = client.plan(&site).unwrap();
+    let again = client.plan(site).unwrap();
     assert!(
         again.files.iter().all(Change::is_none),
         "{client}: {again:?}"
     );
 
     let other = Site {
-        mirror: "127.0.0.1:6000".parse().unwrap(),
+        mirror: Mirror {
+            address: "127.0.0.1:6000".to_owned(),
+            ..site.mirror.clone()
+        },
         ..site.clone()
     };
     if client != Client::Docker {
         apply(&client.plan(&other).unwrap());
-        let moved = &files(root.path())[Path::new(path)];
+        let moved = &files(root)[Path::new(path)];
         assert!(
             moved.contains(":6000") && !moved.contains(":5005"),
             "{moved}"
         );
-        apply(&client.plan(&site).unwrap());
-        assert_eq!(
-            files(root.path()),
-            after,
-            "{client}: the address can be changed"
-        );
+        apply(&client.plan(site).unwrap());
+        assert_eq!(files(root), after, "{client}: the address can be changed");
     }
 
-    apply(&client.undo(&site).unwrap());
-    assert_eq!(files(root.path()), before, "{client}: nothing is left");
-    assert!(client.undo(&site).unwrap().files.is_empty());
+    apply(&client.undo(site).unwrap());
+    assert_eq!(files(root), before, "{client}: nothing is left");
+    assert!(client.undo(site).unwrap().files.is_empty());
     after[Path::new(path)].clone()
 }
 
@@ -374,4 +387,141 @@ fn a_changed_file_keeps_its_permissions_and_a_link_stays_one() {
         0o600
     );
     assert!(fs::read_to_string(&target).unwrap().contains("5005"));
+}
+
+/// A mirror that speaks TLS, with an authority in a file.
+fn tls_site(root: &Path, authority: &Path) -> Site {
+    fs::write(authority, "-----BEGIN CERTIFICATE-----\n").unwrap();
+    Site {
+        mirror: Mirror {
+            tls: true,
+            authority: Some(authority.to_owned()),
+            ..plain("127.0.0.1:5005")
+        },
+        ..site(root)
+    }
+}
+
+#[test]
+fn a_mirror_with_tls_is_named_by_https_and_its_authority_where_the_client_looks_for_it() {
+    let other = tempfile::tempdir().unwrap();
+    let ca = other.path().join("ca.pem");
+    let shown = ca.to_str().unwrap();
+    let copy = |directory: &str| format!("{directory}/127.0.0.1:5005/shoal-ca.crt");
+    for (client, path, says) in [
+        (Client::Docker, DAEMON, "https://127.0.0.1:5005".to_owned()),
+        (
+            Client::Docker,
+            &copy("etc/docker/certs.d"),
+            "BEGIN CERT".to_owned(),
+        ),
+        (
+            Client::Containerd,
+            HOSTS,
+            format!(
+                "[host.\"https://127.0.0.1:5005\"]\ncapabilities = [\"pull\", \"resolve\"]\nca = \"{shown}\"\n"
+            ),
+        ),
+        (
+            Client::Podman,
+            SHOAL_CONF,
+            "location = \"127.0.0.1:5005/quay.io\"\n".to_owned(),
+        ),
+        (
+            Client::Crio,
+            &copy("etc/containers/certs.d"),
+            "BEGIN CERT".to_owned(),
+        ),
+        (
+            Client::Buildkit,
+            BUILDKITD,
+            format!("[registry.\"127.0.0.1:5005\"]\nca = [\"{shown}\"]\n"),
+        ),
+        (
+            Client::K3s,
+            K3S,
+            format!("configs:\n  \"127.0.0.1:5005\":\n    tls:\n      ca_file: \"{shown}\"\n"),
+        ),
+    ] {
+        let root = host(&[]);
+        let site = tls_site(root.path(), &ca);
+        apply(&client.plan(&site).unwrap());
+        let written = files(root.path());
+        let text = &written[Path::new(path)];
+        assert!(text.contains(&says), "{client}: {text}");
+        assert!(
+            !text.contains("insecure") && !text.contains("http = true"),
+            "{text}"
+        );
+        apply(&client.undo(&site).unwrap());
+        if !path.contains("certs.d/127") {
+            set_up_for(client, &site, path);
+        }
+        assert!(files(root.path()).is_empty(), "{client}");
+    }
+}
+
+#[test]
+fn a_mirror_that_goes_back_to_plain_http_leaves_no_authority_behind() {
+    let other = tempfile::tempdir().unwrap();
+    for client in [Client::Docker, Client::Podman] {
+        let root = host(&[]);
+        let site = tls_site(root.path(), &other.path().join("ca.pem"));
+        apply(&client.plan(&site).unwrap());
+        assert_eq!(files(root.path()).len(), 2);
+        let back = Site {
+            mirror: plain("127.0.0.1:5005"),
+            ..site
+        };
+        apply(&client.plan(&back).unwrap());
+        assert_eq!(files(root.path()).len(), 1, "{client}");
+    }
+}
+
+#[test]
+fn where_rancher_has_a_file_the_certificate_is_left_to_the_operator() {
+    let other = tempfile::tempdir().unwrap();
+    let root = host(&[(
+        K3S,
+        "mirrors:\n  docker.io:\n    endpoint: [\"https://a.test\"]\n",
+    )]);
+    let site = tls_site(root.path(), &other.path().join("ca.pem"));
+    let plan = Client::K3s.plan(&site).unwrap();
+    assert!(
+        plan.warnings.iter().any(|told| told.contains("ca_file")),
+        "{plan:?}"
+    );
+    let after = plan.files[0].after.as_ref().unwrap();
+    assert!(after.contains("https://127.0.0.1:5005") && !after.contains("ca_file"));
+}
+
+#[test]
+fn a_mirror_is_an_address_with_or_without_a_scheme() {
+    let of = |text: &str| text.parse::<MirrorArg>();
+    for (text, address, tls) in [
+        ("127.0.0.1:5005", "127.0.0.1:5005", None),
+        (
+            "https://node-1.example:5005/",
+            "node-1.example:5005",
+            Some(true),
+        ),
+        ("http://[::1]:5005", "[::1]:5005", Some(false)),
+    ] {
+        let expected = MirrorArg {
+            address: address.to_owned(),
+            tls,
+        };
+        assert_eq!(of(text), Ok(expected));
+    }
+    for text in [
+        "",
+        "127.0.0.1",
+        "ftp://a:1",
+        "a:0",
+        "a/b:1",
+        "::1:5005x",
+        "https://a:1/path",
+    ] {
+        assert!(of(text).unwrap_err().contains("HOST:PORT"), "{text}");
+    }
 }

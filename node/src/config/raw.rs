@@ -14,6 +14,12 @@ pub struct RawConfig {
     pub data_dir: Option<String>,
     /// See [`Config::mirror`](super::Config::mirror).
     pub mirror: Option<String>,
+    /// `generated` or a file; see [`Config::mirror_tls`](super::Config::mirror_tls).
+    pub mirror_tls: Option<String>,
+    /// The file of the certificate's key.
+    pub mirror_tls_key: Option<String>,
+    /// Names for a generated certificate.
+    pub mirror_tls_name: Option<Vec<String>>,
     /// See [`Config::listen`](super::Config::listen).
     pub listen: Option<Vec<String>>,
     /// See [`Config::advertise`](super::Config::advertise).
@@ -44,6 +50,8 @@ pub struct RawConfig {
     pub origin: Option<BTreeMap<String, String>>,
     /// Upstream to the file of its certificates.
     pub origin_ca: Option<BTreeMap<String, String>>,
+    /// Upstream to rule; see [`Config::access`](super::Config::access).
+    pub access: Option<BTreeMap<String, String>>,
 }
 
 /// The variable that sets a key: `SHOAL_DATA_DIR` for `data_dir`.
@@ -80,6 +88,9 @@ impl RawConfig {
         Ok(Self {
             data_dir: one("data_dir")?,
             mirror: one("mirror")?,
+            mirror_tls: one("mirror_tls")?,
+            mirror_tls_key: one("mirror_tls_key")?,
+            mirror_tls_name: list("mirror_tls_name")?,
             listen: list("listen")?,
             advertise: list("advertise")?,
             admin: one("admin")?,
@@ -95,6 +106,7 @@ impl RawConfig {
             log: one("log")?,
             origin: table("origin")?,
             origin_ca: table("origin_ca")?,
+            access: table("access")?,
         })
     }
 

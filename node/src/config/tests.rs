@@ -157,3 +157,55 @@ fn settings_that_contradict_each_other_are_refused() {
     let stranger = [("SHOAL_JOIN", "host:5004")];
     assert!(error(RawConfig::default(), &stranger, "").contains("shoal cluster init"));
 }
+
+#[test]
+fn the_mirror_speaks_tls_with_a_certificate_of_ones_own_or_a_generated_one() {
+    let of = |file: &str| load(RawConfig::default(), &[], file).map(|config| config.mirror_tls);
+    assert_eq!(of("").unwrap(), None);
+    let names = "mirror_tls = 'generated'\nmirror_tls_name = ['Node-1.example', '10.0.0.1', '::1']";
+    assert_eq!(
+        of(names).unwrap(),
+        Some(MirrorTls::Generated {
+            names: ["node-1.example", "10.0.0.1", "::1"]
+                .map(String::from)
+                .into()
+        })
+    );
+    assert_eq!(
+        of("mirror_tls = '/c.pem'\nmirror_tls_key = '/c.key'").unwrap(),
+        Some(MirrorTls::Files {
+            certificate: "/c.pem".into(),
+            key: "/c.key".into()
+        })
+    );
+    for (file, told) in [
+        ("mirror_tls = '/c.pem'", "needs --mirror-tls-key"),
+        ("mirror_tls_key = '/c.key'", "needs --mirror-tls FILE"),
+        (
+            "mirror_tls = 'generated'\nmirror_tls_key = '/k'",
+            "needs --mirror-tls FILE",
+        ),
+        ("mirror_tls_name = ['a']", "--mirror-tls generated"),
+        (
+            "mirror_tls = 'generated'\nmirror_tls_name = ['*.a']",
+            "`*.a` is not a host name",
+        ),
+    ] {
+        let error = of(file).unwrap_err().to_string();
+        assert!(error.contains(told), "{error}");
+    }
+}
+
+#[test]
+fn an_upstream_is_open_or_read_by_its_origins_leave() {
+    let access = |file: &str| load(RawConfig::default(), &[], file).map(|config| config.access);
+    assert!(access("").unwrap().is_empty());
+    let rules = access("[access]\n'registry.test' = 'origin'\n'docker.io' = 'open'").unwrap();
+    assert_eq!(rules[&"registry.test".parse().unwrap()], Access::Origin);
+    assert_eq!(rules[&"docker.io".parse().unwrap()], Access::Open);
+    let error = access("[access]\n'registry.test' = 'private'").unwrap_err();
+    assert!(
+        error.to_string().contains("`private` is not a rule"),
+        "{error}"
+    );
+}

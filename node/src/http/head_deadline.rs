@@ -17,7 +17,6 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
     time::Sleep,
 };
 
@@ -33,15 +32,15 @@ impl HeadSeen {
 }
 
 /// A connection whose reads fail when a head that was begun is not complete in time.
-pub(super) struct HeadDeadline {
-    stream: TcpStream,
+pub(super) struct HeadDeadline<S> {
+    stream: S,
     head_seen: HeadSeen,
     allowed: Duration,
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
-impl HeadDeadline {
-    pub(super) fn new(stream: TcpStream, head_seen: HeadSeen, allowed: Duration) -> Self {
+impl<S> HeadDeadline<S> {
+    pub(super) fn new(stream: S, head_seen: HeadSeen, allowed: Duration) -> Self {
         Self {
             stream,
             head_seen,
@@ -51,7 +50,7 @@ impl HeadDeadline {
     }
 }
 
-impl AsyncRead for HeadDeadline {
+impl<S: AsyncRead + Unpin> AsyncRead for HeadDeadline<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -78,7 +77,7 @@ impl AsyncRead for HeadDeadline {
     }
 }
 
-impl AsyncWrite for HeadDeadline {
+impl<S: AsyncWrite + Unpin> AsyncWrite for HeadDeadline<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -112,12 +111,12 @@ impl AsyncWrite for HeadDeadline {
 mod tests {
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
-        net::TcpListener,
+        net::{TcpListener, TcpStream},
     };
 
     use super::*;
 
-    async fn pair(allowed: Duration) -> (TcpStream, HeadDeadline, HeadSeen) {
+    async fn pair(allowed: Duration) -> (TcpStream, HeadDeadline<TcpStream>, HeadSeen) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap())
             .await

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use hyper::{
     StatusCode,
-    header::{ALLOW, CONTENT_RANGE, HeaderName, HeaderValue, RETRY_AFTER},
+    header::{ALLOW, CONTENT_RANGE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 
 use crate::{
     content::PullError,
     http::{self, Reply},
+    origin::{NoPass, Refusal, Told},
 };
 
 /// What a client is told when it cannot have what it asked for.
@@ -18,7 +19,7 @@ pub(super) struct ApiError {
     status: StatusCode,
     code: &'static str,
     message: String,
-    header: Option<(HeaderName, HeaderValue)>,
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// What was asked for: a failure to give it has a code of its own.
@@ -48,12 +49,12 @@ impl ApiError {
             status,
             code,
             message: message.into(),
-            header: None,
+            headers: Vec::new(),
         }
     }
 
     fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.header = Some((name, value));
+        self.headers.push((name, value));
         self
     }
 
@@ -110,6 +111,42 @@ impl ApiError {
         )
     }
 
+    /// A client that has no leave to read.
+    pub(super) fn no_pass(reason: NoPass, wanted: Wanted) -> Self {
+        match reason {
+            NoPass::Unnamed(upstream) => Self::new(
+                StatusCode::FORBIDDEN,
+                "DENIED",
+                format!(
+                    "this mirror serves only the upstreams that its configuration names, because some \
+                     of them are not for everybody; to have {upstream} among them, start the node with \
+                     --access {upstream}=open, or origin"
+                ),
+            ),
+            NoPass::Refused(Refusal::Told(Told { status, challenges })) => {
+                let code = match status {
+                    StatusCode::UNAUTHORIZED => "UNAUTHORIZED",
+                    _ => "DENIED",
+                };
+                let told =
+                    "the origin refuses this to you; log in to this mirror as you would there";
+                challenges
+                    .into_iter()
+                    .fold(Self::new(status, code, told), |error, challenge| {
+                        error.with(WWW_AUTHENTICATE, challenge)
+                    })
+            }
+            NoPass::Refused(Refusal::Origin(error)) => {
+                let mut error = Self::pull(&PullError::from(&error), wanted);
+                if error.status == StatusCode::SERVICE_UNAVAILABLE {
+                    error.message =
+                        format!("cannot ask whether you may read this: {}", error.message);
+                }
+                error
+            }
+        }
+    }
+
     /// What the node could not give.
     pub(super) fn pull(error: &PullError, wanted: Wanted) -> Self {
         let message = error.to_string();
@@ -143,9 +180,7 @@ impl ApiError {
             "errors": [{ "code": self.code, "message": self.message, "detail": null }]
         });
         let mut reply = http::full(self.status, "application/json", body.to_string());
-        if let Some((name, value)) = self.header {
-            reply.headers_mut().insert(name, value);
-        }
+        reply.headers_mut().extend(self.headers);
         reply
     }
 }

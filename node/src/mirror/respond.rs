@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use futures::StreamExt as _;
 use http_body_util::{BodyExt, Empty};
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode,
     header::{
-        ACCEPT_RANGES, AGE, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderName, HeaderValue, LINK,
-        WARNING,
+        ACCEPT_RANGES, AGE, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderName,
+        HeaderValue, LINK, WARNING,
     },
 };
 use shoal_protocol::{
@@ -27,6 +28,7 @@ use super::{
 use crate::{
     content::{BlobBody, Content, Manifest, PullError, Span, Stale},
     http::{self, Reply},
+    origin::{Object, Pass},
 };
 
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -67,19 +69,61 @@ async fn answer<C: Content>(
     content: &C,
     options: &MirrorOptions,
 ) -> Result<Reply, ApiError> {
+    let pass = admit(&route, headers, options).await?;
     match route {
-        Route::Base => Ok(http::full(StatusCode::OK, JSON, "{}")),
+        Route::Base(_) => Ok(http::full(StatusCode::OK, JSON, "{}")),
         Route::Manifest(reference) => manifest(reference, method, headers, content, options).await,
         Route::Blob(digest, hint) if method == Method::HEAD => {
             blob_head(digest, hint, headers, content).await
         }
-        Route::Blob(digest, hint) => blob(digest, hint, headers, content, options).await,
+        Route::Blob(digest, hint) => blob(digest, hint, headers, content, options, pass).await,
         Route::Tags(page) => tags(page, content).await,
         Route::Referrers {
             hint,
             subject,
             artifact_type,
         } => referrers(hint, subject, artifact_type, content).await,
+    }
+}
+
+/// Leave to read what is asked for, to be kept until it has been given.
+async fn admit(
+    route: &Route,
+    headers: &HeaderMap,
+    options: &MirrorOptions,
+) -> Result<Pass, ApiError> {
+    let Some(gate) = &options.gate else {
+        return Ok(Pass::default());
+    };
+    let authorization = headers.get(AUTHORIZATION).cloned().map(|mut value| {
+        value.set_sensitive(true);
+        value
+    });
+    let authorization = authorization.as_ref();
+    let (hint, object, wanted) = match route {
+        Route::Base(ns) => {
+            let default = &options.default_upstream;
+            let greeted = gate.greet(ns.as_ref(), default, authorization).await;
+            greeted.map_err(|reason| ApiError::no_pass(reason, Wanted::Tags))?;
+            return Ok(Pass::default());
+        }
+        Route::Manifest(reference) => (
+            &hint_of(reference),
+            Object::Manifest(reference.selector.clone()),
+            Wanted::Manifest,
+        ),
+        Route::Blob(digest, hint) => (hint, Object::Blob(*digest), Wanted::Blob),
+        Route::Tags(page) => (&page.hint, Object::Lists, Wanted::Tags),
+        Route::Referrers { hint, .. } => (hint, Object::Lists, Wanted::Tags),
+    };
+    let admitted = gate.admit(hint, &object, authorization).await;
+    admitted.map_err(|reason| ApiError::no_pass(reason, wanted))
+}
+
+fn hint_of(reference: &Reference) -> Hint {
+    Hint {
+        upstream: reference.upstream.clone(),
+        repository: reference.repository.clone(),
     }
 }
 
@@ -90,10 +134,14 @@ async fn manifest<C: Content>(
     content: &C,
     options: &MirrorOptions,
 ) -> Result<Reply, ApiError> {
+    let hint = hint_of(&reference);
     let found = content
         .manifest(reference)
         .await
         .map_err(|error| ApiError::pull(&error, Wanted::Manifest))?;
+    if let Some(gate) = &options.gate {
+        gate.remember(&hint, found.digest);
+    }
     let Manifest {
         digest,
         media_type,
@@ -149,6 +197,7 @@ async fn blob<C: Content>(
     headers: &HeaderMap,
     content: &C,
     options: &MirrorOptions,
+    pass: Pass,
 ) -> Result<Reply, ApiError> {
     let etag = etag(&digest);
     if client_has(headers, &etag) {
@@ -178,7 +227,9 @@ async fn blob<C: Content>(
         Some(_) => StatusCode::PARTIAL_CONTENT,
         None => StatusCode::OK,
     };
-    let stream = body::counted(found, Arc::clone(&options.metrics));
+    let stream = body::counted(found, Arc::clone(&options.metrics)).inspect(move |_| {
+        let _until_the_end = &pass;
+    });
     let mut reply = http::streamed(status, OCTETS, stream);
     let headers = reply.headers_mut();
     headers.insert(CONTENT_LENGTH, HeaderValue::from(length));

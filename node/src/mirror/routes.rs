@@ -18,8 +18,8 @@ pub(super) const URI_BYTES_MAX: usize = 8 << 10;
 /// A request of the read API.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Route {
-    /// `/v2/`: is this a registry?
-    Base,
+    /// `/v2/`: is this a registry? Of which upstream, if that is said.
+    Base(Option<Upstream>),
     /// A manifest.
     Manifest(Reference),
     /// A blob.
@@ -74,7 +74,7 @@ pub(super) fn parse(
     }
     let rest = rest.strip_prefix("/").unwrap_or(rest);
     if rest.is_empty() {
-        return Ok(Route::Base);
+        return Ok(Route::Base(namespace(uri)));
     }
     let segments = rest
         .split('/')

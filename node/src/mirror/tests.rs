@@ -508,9 +508,16 @@ async fn a_shutdown_lets_running_answers_end_and_accepts_no_more() {
         default_upstream: Upstream::default(),
         aliases: BTreeSet::new(),
         metrics: Arc::default(),
+        gate: None,
     };
     let stop = CancellationToken::new();
-    let served = tokio::spawn(serve(listener, Arc::new(content), options, stop.clone()));
+    let served = tokio::spawn(serve(
+        listener,
+        None,
+        Arc::new(content),
+        options,
+        stop.clone(),
+    ));
 
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = format!("GET /v2/a/b/blobs/{digest} HTTP/1.1\r\nHost: h\r\n\r\n");

@@ -15,6 +15,7 @@ use super::{
     challenge::Challenge,
     error::OriginError,
     grants::Grants,
+    loans::Loans,
     login, manifest, refusal,
     site::{Answer, Site},
 };
@@ -24,6 +25,7 @@ pub(super) struct Asking<'a> {
     pub(super) site: Arc<Site>,
     pub(super) hint: &'a Hint,
     pub(super) grants: &'a Arc<Grants>,
+    pub(super) loans: &'a Loans,
     pub(super) url: Url,
     pub(super) headers: HeaderMap,
     /// What is asked of whom, for errors.
@@ -54,9 +56,24 @@ impl Asking<'_> {
         }
     }
 
-    /// The answer, after logging in where the registry asks for that. A login that the registry
-    /// no longer accepts is replaced once.
+    /// The answer, after logging in where the registry asks for that. Where this node's own login is
+    /// not enough, a client's that is lent at the moment is used.
     pub(super) async fn send(&self, method: Method) -> Result<Answer, OriginError> {
+        let own = self.send_as_node(method.clone()).await;
+        let refused = match &own {
+            Ok(answer) => {
+                !answer.elsewhere && matches!(answer.response.status().as_u16(), 401 | 403)
+            }
+            Err(error) => matches!(error, OriginError::Denied(_)),
+        };
+        match self.loans.header(self.hint) {
+            Some(lent) if refused => self.follow(&method, Some(&lent)).await,
+            Some(_) | None => own,
+        }
+    }
+
+    /// The answer to this node's own login. One that the registry no longer accepts is replaced once.
+    async fn send_as_node(&self, method: Method) -> Result<Answer, OriginError> {
         let header = self.authorization(None, None).await?;
         let answer = self.follow(&method, header.as_ref()).await?;
         if answer.response.status() != StatusCode::UNAUTHORIZED || answer.elsewhere {
@@ -70,7 +87,8 @@ impl Asking<'_> {
         self.follow(&method, header.as_ref()).await
     }
 
-    async fn follow(
+    /// The answer to this authorization, or to none.
+    pub(super) async fn follow(
         &self,
         method: &Method,
         authorization: Option<&HeaderValue>,

@@ -99,6 +99,20 @@ pub enum OriginConfigError {
         /// Which file.
         path: PathBuf,
     },
+    /// Two names of one registry have different rules for who may read it.
+    #[error(
+        "upstreams {one} and {other} are the same registry, and one of them is open: what the other \
+         is to keep could be read there; give both the same --access"
+    )]
+    Access {
+        /// The one.
+        one: Upstream,
+        /// The other.
+        other: Upstream,
+    },
+    /// The system gives no randomness.
+    #[error("the system gives no random numbers: {0}")]
+    Random(String),
     /// The HTTP client cannot be set up.
     #[error("cannot set up the HTTP client for origins")]
     Client(#[source] reqwest::Error),

@@ -64,3 +64,13 @@ pub(super) const LIST_MAX: usize = 100_000;
 
 /// Bytes of one page; some registries give all tags at once.
 pub(super) const LIST_PAGE_BYTES_MAX: u64 = 16 << 20;
+
+/// Clients' rights that are remembered, by repository and credential; some 2 MB where challenges are of
+/// the usual size. One that was forgotten costs one more request.
+pub(super) const VERDICTS_MAX: usize = 4096;
+
+/// Digests that repositories are known to hold; some 15 MB.
+pub(super) const HELD_MAX: usize = 65_536;
+
+/// The bytes of an origin's challenges that are relayed to a client, whose own bounds are not larger.
+pub(super) const CHALLENGE_BYTES_MAX: usize = 4096;

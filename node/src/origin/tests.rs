@@ -1,5 +1,6 @@
 //! Origins against a registry in memory.
 
+mod access;
 mod addresses;
 mod bodies;
 mod logins;

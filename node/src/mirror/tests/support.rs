@@ -191,9 +191,16 @@ impl Mirror {
             default_upstream: Upstream::default(),
             aliases: ["lab".parse().unwrap()].into(),
             metrics: Arc::clone(&metrics),
+            gate: None,
         };
         let stop = CancellationToken::new();
-        tokio::spawn(serve(listener, Arc::clone(&content), options, stop.clone()));
+        tokio::spawn(serve(
+            listener,
+            None,
+            Arc::clone(&content),
+            options,
+            stop.clone(),
+        ));
         Self {
             address,
             content,
