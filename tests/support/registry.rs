@@ -16,8 +16,12 @@ use super::place::Place;
 /// How long a registry may take to start.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
+/// The port that clients expect a registry at.
+const HTTPS_PORT: u16 = 443;
+
 /// A registry that serves one image, and the log of what it was asked.
 pub(crate) struct Registry {
+    url: String,
     place: Place,
     directory: TempDir,
     process: Option<Child>,
@@ -27,18 +31,44 @@ impl Registry {
     /// Starts a registry at `place` that holds `image`.
     pub(crate) fn serving(image: &Image, place: &Place) -> Self {
         let directory = TempDir::new().expect("temporary directories can be made");
+        let url = format!("http://{}:{ORIGIN_PORT}", place.address);
+        Self::listening(image, place, directory, url, "")
+    }
+
+    /// The same over TLS, at the port where clients expect it, for these names.
+    pub(crate) fn serving_as(names: &[&str], image: &Image, place: &Place) -> Self {
+        let directory = TempDir::new().expect("temporary directories can be made");
+        let names: Vec<_> = names.iter().map(ToString::to_string).collect();
+        let made = rcgen::generate_simple_self_signed(names).expect("these are names of hosts");
+        let (certificate, key) = (
+            directory.path().join("tls.crt"),
+            directory.path().join("tls.key"),
+        );
+        fs::write(&certificate, made.cert.pem()).expect("it is writable");
+        fs::write(&key, made.signing_key.serialize_pem()).expect("it is writable");
+        let tls = format!(
+            ", tls: {{certificate: {}, key: {}}}",
+            certificate.display(),
+            key.display()
+        );
+        let url = format!("https://{}:{HTTPS_PORT}", place.address);
+        Self::listening(image, place, directory, url, &tls)
+    }
+
+    fn listening(image: &Image, place: &Place, directory: TempDir, url: String, tls: &str) -> Self {
+        let (_, address) = url.split_once("://").expect("it is a URL");
         let configuration = format!(
             "version: 0.1\n\
              log: {{level: warn, accesslog: {{disabled: false}}}}\n\
              storage:\n  \
                filesystem: {{rootdirectory: {}}}\n  \
                maintenance: {{readonly: {{enabled: true}}}}\n\
-             http: {{addr: \"{}:{ORIGIN_PORT}\", secret: test}}\n",
+             http: {{addr: \"{address}\", secret: test{tls}}}\n",
             image.registry_storage().display(),
-            place.address,
         );
         fs::write(directory.path().join("config.yml"), configuration).expect("it is writable");
         let mut registry = Self {
+            url,
             place: place.clone(),
             directory,
             process: None,
@@ -49,7 +79,12 @@ impl Registry {
 
     /// The URL that a node is given for the upstream.
     pub(crate) fn url(&self) -> String {
-        format!("http://{}:{ORIGIN_PORT}", self.place.address)
+        self.url.clone()
+    }
+
+    /// The certificate to trust, where it has one.
+    pub(crate) fn certificate(&self) -> String {
+        fs::read_to_string(self.directory.path().join("tls.crt")).expect("it serves over TLS")
     }
 
     /// Its process.
@@ -66,7 +101,8 @@ impl Registry {
         }
     }
 
-    fn start(&mut self) {
+    /// Starts it, for the first time or again.
+    pub(crate) fn start(&mut self) {
         let log = File::options()
             .create(true)
             .append(true)
@@ -84,7 +120,11 @@ impl Registry {
         });
         self.process = Some(process);
         wait_until("docker-registry answers", START_LIMIT, || {
-            client::get(&self.place, &format!("{}/v2/", self.url())).is_ok()
+            let request = client::request(&self.place, &format!("{}/v2/", self.url));
+            request
+                .option(&["--insecure", "--max-time", "5"])
+                .body()
+                .is_ok()
         });
     }
 }
