@@ -22,10 +22,10 @@ done
 if [ -n "$system" ]; then
     cd "$system"
     pivot_root . run/outside
-    umount --lazy run/outside
 fi
 cd /
 mount -t proc proc /proc
+[ -z "$system" ] || umount --lazy /run/outside
 # crun does not start where both versions of cgroups are mounted.
 ! mountpoint --quiet /sys/fs/cgroup/unified || umount /sys/fs/cgroup/unified
 echo "$pid"

@@ -58,7 +58,7 @@ impl Host {
         };
         assert!(
             !host.pid.is_empty(),
-            "these tests mount file systems and need root"
+            "the machine did not come up; these tests mount file systems and need root"
         );
         let names = NAMES.join(" ");
         host.write(

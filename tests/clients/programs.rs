@@ -88,13 +88,13 @@ pub(super) const PODMAN: Client = Client {
 
 pub(super) const BUILDAH: Client = Client {
     name: "buildah",
-    way: "`buildah from`, `buildah run`",
+    way: "`buildah from`, `buildah mount`",
     setup: "podman",
     version: "buildah --version",
     daemon: None,
     image: IMAGE,
     pull: "buildah from --quiet --name working $image",
-    print: "buildah run --isolation chroot working /bin/busybox sha256sum /weights.bin",
+    print: "sha256sum $(buildah mount working)/weights.bin",
     falls_back: true,
 };
 
