@@ -42,9 +42,13 @@ pub(super) fn take(client: &Client, system: System) {
 
 /// The number in what a program says of its version.
 fn number(said: &str) -> String {
+    let mut words = said
+        .split_whitespace()
+        .map(|word| word.trim_start_matches('v'));
     let is_number = |word: &&str| word.starts_with(|first: char| first.is_ascii_digit());
-    let word = said.split_whitespace().find(is_number);
-    let word = word.expect("a version begins with a digit");
+    let word = words
+        .find(is_number)
+        .expect("a version begins with a digit");
     word.trim_end_matches(',').to_owned()
 }
 

@@ -158,6 +158,23 @@ pub(super) const BUILDKIT: Client = Client {
     falls_back: true,
 };
 
+pub(super) const BUILDKITD: Client = Client {
+    name: "buildkitd",
+    way: "`buildctl build`, `FROM`",
+    setup: "buildkit",
+    version: "buildkitd --version",
+    daemon: Some(Daemon {
+        command: "buildkitd",
+        ready: "buildctl debug workers",
+    }),
+    image: IMAGE,
+    pull: "printf 'FROM %s\\nLABEL built=here\\n' $image > /tmp/Dockerfile; \
+           buildctl build --frontend dockerfile.v0 --local context=/tmp --local dockerfile=/tmp \
+           --output type=tar,dest=/var/lib/built.tar",
+    print: "tar -xOf /var/lib/built.tar weights.bin | sha256sum",
+    falls_back: true,
+};
+
 impl Client {
     /// Has `shoal setup` write the mirror into the client's configuration, and starts the client.
     pub(super) fn start(&self, host: &mut Host) {

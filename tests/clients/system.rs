@@ -4,9 +4,20 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// What a client needs on a Debian of which there is nothing yet.
-const PACKAGES: &str = "ca-certificates,containerd,crun,curl,docker-buildx,docker-cli,docker.io,\
-                        podman,buildah,skopeo,runc";
+/// What the clients need on a Debian of which there is nothing yet.
+const PACKAGES: &str = "buildah,ca-certificates,containerd,crun,curl,docker-buildx,docker-cli,\
+                        docker.io,golang-go,podman,runc,skopeo";
+
+/// BuildKit's own daemon is in no Debian.
+const BUILD_BUILDKIT: &str = "
+    version=v0.17.3 buildkit=github.com/moby/buildkit
+    export GOROOT=/usr/lib/go GOPATH=/go GOCACHE=/go/cache GOBIN=/usr/bin GOFLAGS=-modcacherw \\
+        GOTOOLCHAIN=local CGO_ENABLED=0
+    go install -ldflags \"-X $buildkit/version.Version=$version\" \
+        $buildkit/cmd/buildkitd@$version $buildkit/cmd/buildctl@$version && rm -r /go";
+
+/// What of this machine's network a system needs to fetch something.
+const NETWORK: [&str; 2] = ["etc/resolv.conf", "etc/ssl/certs/ca-certificates.crt"];
 
 /// A system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,8 +37,8 @@ impl System {
         }
     }
 
-    /// Where its files are; empty for this machine's own. Debian 13 is fetched from Debian's mirror
-    /// once, which takes about 40 s, and kept in the build directory.
+    /// Where its files are; empty for this machine's own. Debian 13 is fetched
+    /// once, which takes some minutes, and kept in the build directory.
     pub(super) fn root(self) -> String {
         match self {
             Self::Debian12 => String::new(),
@@ -45,12 +56,22 @@ impl System {
 fn bootstrap(suite: &str, root: &Path) {
     let unfinished = root.with_extension("unfinished");
     let _ = fs::remove_dir_all(&unfinished);
-    let status = Command::new("debootstrap")
-        .args(["--variant=minbase", "--include", PACKAGES, suite])
-        .arg(&unfinished)
-        .stdout(Stdio::null())
-        .status()
-        .unwrap_or_else(|error| panic!("debootstrap (a Debian package) not started: {error}"));
-    assert!(status.success(), "debootstrap: {status}");
+    let mut debootstrap = Command::new("debootstrap");
+    debootstrap.args(["--variant=minbase", "--include", PACKAGES, suite]);
+    finish(debootstrap.arg(&unfinished));
+    for file in NETWORK {
+        let copied = fs::copy(Path::new("/").join(file), unfinished.join(file));
+        copied.expect("the build directory is writable");
+    }
+    let mut build = Command::new("chroot");
+    finish(build.arg(&unfinished).args(["sh", "-c", BUILD_BUILDKIT]));
     fs::rename(&unfinished, root).expect("the build directory is writable");
+}
+
+fn finish(command: &mut Command) {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?} (a Debian package) not started: {error}"));
+    assert!(output.status.success(), "{command:?}: {output:?}");
 }
