@@ -182,9 +182,9 @@ impl Client {
         // What it does not write itself it says, in lines that are set apart.
         if self.setup == "containerd" {
             let lines = said.lines().filter_map(|line| line.strip_prefix("  "));
-            let lines: String = lines.map(|line| format!("{line}\n")).collect();
+            let lines = lines.collect::<Vec<_>>().join("\n");
             assert!(lines.contains("config_path"), "{said}");
-            host.append("etc/containerd/config.toml", &lines);
+            host.append("etc/containerd/config.toml", &format!("{lines}\n"));
         }
         self.start_daemon(host);
     }
