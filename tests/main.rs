@@ -3,8 +3,8 @@
 //! Nothing here knows the inside of Shoal. A test sees the `shoal` binary, HTTP, files and
 //! processes, and the access log of the registry behind them: what an operator can see.
 //!
-//! The tests need root (network namespaces, `tc`) and Debian's `docker-registry`, `skopeo`, `podman`,
-//! `buildah`, `containerd`, `iproute2` and `curl`; without them they fail and say so, they are never
+//! The tests need root (namespaces, `tc`) and Debian's `docker-registry`, `docker.io`, `containerd`,
+//! `podman`, `buildah`, `skopeo`, `busybox-static`, `iproute2` and `curl`; without them they fail and say so, they are never
 //! skipped. `tests/run` installs all of it. They share two cores at most, so they run one after another
 //! ([`support::machine`]).
 

@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::Context;
 use clap::ValueEnum;
-use shoal_protocol::reference::Upstream;
+use shoal_protocol::reference::{Reference, Upstream};
 
 pub(crate) use self::mirror::{Mirror, MirrorArg};
 
@@ -97,20 +97,21 @@ impl Client {
         }
     }
 
-    /// What has to be told to a running client after a change.
-    pub(crate) fn restart(self) -> &'static str {
+    /// What has to be told to a running client after a change, if it does not see it by itself.
+    pub(crate) fn restart(self) -> Option<&'static str> {
         match self {
-            Self::Docker => "systemctl reload docker",
-            Self::Containerd | Self::Podman => "nothing to restart",
-            Self::Crio => "systemctl reload crio",
-            Self::Buildkit => "restart buildkitd",
-            Self::K3s => "systemctl restart k3s, or k3s-agent on agents",
-            Self::Rke2 => "systemctl restart rke2-server, or rke2-agent on agents",
+            Self::Containerd | Self::Podman => None,
+            Self::Docker => Some("systemctl reload docker"),
+            Self::Crio => Some("systemctl reload crio"),
+            Self::Buildkit => Some("restart buildkitd"),
+            Self::K3s => Some("systemctl restart k3s, or k3s-agent on agents"),
+            Self::Rke2 => Some("systemctl restart rke2-server, or rke2-agent on agents"),
         }
     }
 
     /// The command with which this client pulls an image, if it has one.
-    pub(crate) fn pull_command(self, site: &Site, image: &str) -> Option<Vec<String>> {
+    pub(crate) fn pull_command(self, site: &Site, image: &Reference) -> Option<Vec<String>> {
+        let image = &image.to_string();
         let words = |words: &[&str]| words.iter().map(ToString::to_string).collect();
         Some(match self {
             Self::Docker => words(&["docker", "pull", image]),

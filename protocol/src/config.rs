@@ -122,8 +122,8 @@ pub struct Config {
     /// A puller that has not joined for so long is forgotten.
     pub joiner_expiry: Duration,
     /// Origin streams of an upstream to begin with, over the whole cluster: enough that the origin's
-    /// link stays full although its readers' links are full too. 16 nodes with 128 MiB on links of
-    /// 50 Mbit/s and 50 ms end after 1.22 times the bound with 8, 1.17 with 12 \[sim\].
+    /// link stays full although its readers' links are full too. 4 nodes with 1 GiB on links of
+    /// 50 Mbit/s and 20 ms end after 1.075 times the bound with 8, 1.063 with 12 \[sim\].
     pub streams_start: u16,
     /// And at most.
     pub streams_max: u16,

@@ -27,6 +27,8 @@ const LOG_LINES_SHOWN: usize = 40;
 pub(crate) struct Options {
     /// Where the upstream [`UPSTREAM`] is read from.
     pub(crate) origin: String,
+    /// Another name of that upstream.
+    pub(crate) alias: Option<String>,
     /// Swarm addresses of other nodes.
     pub(crate) join: Vec<String>,
     /// The key of the cluster.
@@ -143,7 +145,9 @@ impl Node {
             "--advertise",
             &self.swarm_address(),
         ]);
-        command.args(["--origin", &format!("{UPSTREAM}={}", self.options.origin)]);
+        for name in [UPSTREAM].into_iter().chain(self.options.alias.as_deref()) {
+            command.args(["--origin", &format!("{name}={}", self.options.origin)]);
+        }
         for address in &self.options.join {
             command.args(["--join", address]);
         }

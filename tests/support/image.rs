@@ -11,6 +11,12 @@ use sha2::{Digest, Sha256};
 
 use super::{MIB, REPOSITORY, TAG};
 
+/// What the image that can be run is made of: Debian's package busybox-static.
+const BUSYBOX: &str = "/bin/busybox";
+
+/// The file in a generated layer.
+const FILE: &str = "weights.bin";
+
 /// Where bytes are to shrink, random and repetitive ones alternate in pages of this size.
 const PAGE: u64 = 64 * 1024;
 
@@ -124,7 +130,7 @@ fn mix(seed: u64, index: u64) -> u64 {
 
 /// Overwrites what lies in the archive's header and in its two closing blocks.
 fn dress_as_tar(bytes: &mut [u8], offset: u64, size: u64) {
-    let header = tar_header(size - 3 * TAR_BLOCK);
+    let header = tar_header(FILE, "0000644", size - 3 * TAR_BLOCK);
     let trailer = size - 2 * TAR_BLOCK;
     if offset >= TAR_BLOCK && offset + (bytes.len() as u64) <= trailer {
         return;
@@ -138,12 +144,21 @@ fn dress_as_tar(bytes: &mut [u8], offset: u64, size: u64) {
     }
 }
 
-fn tar_header(file_bytes: u64) -> [u8; TAR_BLOCK as usize] {
+/// An archive of one file that may be executed.
+fn archive(name: &str, file: &[u8]) -> Vec<u8> {
+    let mut archive = tar_header(name, "0000755", file.len() as u64).to_vec();
+    archive.extend_from_slice(file);
+    archive.resize(archive.len().next_multiple_of(TAR_BLOCK as usize), 0);
+    archive.resize(archive.len() + 2 * TAR_BLOCK as usize, 0);
+    archive
+}
+
+fn tar_header(name: &str, mode: &str, file_bytes: u64) -> [u8; TAR_BLOCK as usize] {
     let mut header = [0; TAR_BLOCK as usize];
     let mut put =
         |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
-    put(0, "weights.bin");
-    put(100, "0000644\0");
+    put(0, name);
+    put(100, mode);
     put(108, "0000000\0");
     put(116, "0000000\0");
     put(124, &format!("{file_bytes:011o}\0"));
@@ -188,6 +203,12 @@ impl Blob {
     pub(crate) fn size(&self) -> u64 {
         self.content.size()
     }
+
+    /// The SHA-256 of the file in a generated layer, in hex.
+    pub(crate) fn file_sha256(&self) -> String {
+        let bytes = self.size() - 3 * TAR_BLOCK;
+        hex::encode(Sha256::digest(self.content.read(TAR_BLOCK, bytes as usize)))
+    }
 }
 
 /// An image: one manifest, its config and its layers.
@@ -229,6 +250,21 @@ impl Image {
         )
     }
 
+    /// An image of busybox and one generated layer, the last blob. Run, it prints the SHA-256 of the
+    /// file in that layer.
+    pub(crate) fn runnable(seed: u64, layer_bytes: u64) -> Self {
+        let busybox = fs::read(BUSYBOX).unwrap_or_default();
+        let is_static = !busybox.windows(10).any(|bytes| bytes == b"/ld-linux-");
+        assert!(
+            is_static && !busybox.is_empty(),
+            "{BUSYBOX} is to be that of Debian's package busybox-static"
+        );
+        let busybox = Blob::new(Content::Literal(archive("bin/busybox", &busybox)));
+        let file = Self::generate(seed, &[layer_bytes]).blobs.remove(1);
+        let runs = json!({ "Cmd": ["/bin/busybox", "sha256sum", format!("/{FILE}")] });
+        Self::assemble(&[busybox, file], &runs, 0)
+    }
+
     /// An image of these layers.
     pub(crate) fn of(layers: &[Blob]) -> Self {
         Self::padded(layers, 0)
@@ -237,9 +273,13 @@ impl Image {
     /// An image whose manifest is padded by an annotation to `manifest_bytes`, if that is more
     /// than it needs.
     pub(crate) fn padded(layers: &[Blob], manifest_bytes: usize) -> Self {
+        Self::assemble(layers, &json!({}), manifest_bytes)
+    }
+
+    fn assemble(layers: &[Blob], runs: &Value, manifest_bytes: usize) -> Self {
         let digests: Vec<_> = layers.iter().map(|layer| layer.digest.clone()).collect();
         let config = document(&json!({
-            "architecture": "amd64", "os": "linux", "config": {},
+            "architecture": "amd64", "os": "linux", "config": runs,
             "rootfs": { "type": "layers", "diff_ids": digests },
         }));
         let describe = |media_type: &str, blob: &Blob| json!({ "mediaType": media_type, "digest": blob.digest, "size": blob.size() });

@@ -62,6 +62,15 @@ impl Lab {
         &self.hosts
     }
 
+    /// From now on, what a host sends leaves at this rate.
+    pub(crate) fn limit(&self, host: usize, rate: LinkRate) {
+        let name = &self.names[host + 1];
+        match rate {
+            Some(rate) => shape(name, "eth0", rate),
+            None => run("tc", &["-n", name, "qdisc", "del", "dev", "eth0", "root"]),
+        }
+    }
+
     fn add_namespace(&mut self, name: String) {
         ip(&["netns", "add", &name]);
         ip(&["-n", &name, "link", "set", "lo", "up"]);
@@ -105,7 +114,7 @@ impl Drop for Lab {
 fn shape(namespace: &str, device: &str, rate: u64) {
     let burst = (rate * 1_000_000 / 8 * 4 / 1000).max(128 * 1024);
     let arguments = format!(
-        "-n {namespace} qdisc add dev {device} root tbf rate {rate}mbit burst {burst} latency {QUEUE_MS}ms"
+        "-n {namespace} qdisc replace dev {device} root tbf rate {rate}mbit burst {burst} latency {QUEUE_MS}ms"
     );
     run("tc", &arguments.split(' ').collect::<Vec<_>>());
 }

@@ -49,6 +49,15 @@ impl Place {
         }
     }
 
+    /// As [`command`](Self::command), on a host of a lab; with all else of the machine as it is, where
+    /// `ip netns exec` puts a /sys without control groups.
+    pub(crate) fn bare_command(&self, program: &str) -> Command {
+        let namespace = self.namespace.as_ref().expect("it is a host of a lab");
+        let mut command = Command::new("nsenter");
+        command.args([&format!("--net=/run/netns/{namespace}"), program]);
+        command
+    }
+
     /// The address on which a service for this host alone listens: localhost where the host has
     /// a loopback interface of its own.
     pub(crate) fn local(&self) -> Ipv4Addr {

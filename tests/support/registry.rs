@@ -20,8 +20,12 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 /// The realm of a registry behind a login.
 pub(crate) const LOGIN_REALM: &str = "the registry of the tests";
 
+/// The port that clients expect a registry at.
+const HTTPS_PORT: u16 = 443;
+
 /// A registry that serves one image, and the log of what it was asked.
 pub(crate) struct Registry {
+    url: String,
     place: Place,
     directory: TempDir,
     process: Option<Child>,
@@ -30,36 +34,69 @@ pub(crate) struct Registry {
 impl Registry {
     /// Starts a registry at `place` that holds `image`.
     pub(crate) fn serving(image: &Image, place: &Place) -> Self {
-        Self::with_settings(image, place, |_| String::new())
+        let directory = TempDir::new().expect("temporary directories can be made");
+        Self::listening(image, place, directory, Self::plain_url(place), "", "")
     }
 
     /// The same for those alone who log in as in this file of Apache's htpasswd.
     pub(crate) fn behind_a_login(image: &Image, place: &Place, htpasswd: &str) -> Self {
-        Self::with_settings(image, place, |directory| {
-            let path = directory.join("htpasswd");
-            fs::write(&path, htpasswd).expect("it is writable");
-            format!(
-                "auth: {{htpasswd: {{realm: \"{LOGIN_REALM}\", path: {}}}}}\n",
-                path.display()
-            )
-        })
+        let directory = TempDir::new().expect("temporary directories can be made");
+        let path = directory.path().join("htpasswd");
+        fs::write(&path, htpasswd).expect("it is writable");
+        let login = format!(
+            "auth: {{htpasswd: {{realm: \"{LOGIN_REALM}\", path: {}}}}}\n",
+            path.display()
+        );
+        let url = Self::plain_url(place);
+        Self::listening(image, place, directory, url, "", &login)
     }
 
-    fn with_settings(image: &Image, place: &Place, more: impl Fn(&Path) -> String) -> Self {
+    /// The same over TLS, at the port where clients expect it, for these names.
+    pub(crate) fn serving_as(names: &[&str], image: &Image, place: &Place) -> Self {
         let directory = TempDir::new().expect("temporary directories can be made");
+        let names: Vec<_> = names.iter().map(ToString::to_string).collect();
+        let made = rcgen::generate_simple_self_signed(names).expect("these are names of hosts");
+        let (certificate, key) = (
+            directory.path().join("tls.crt"),
+            directory.path().join("tls.key"),
+        );
+        fs::write(&certificate, made.cert.pem()).expect("it is writable");
+        fs::write(&key, made.signing_key.serialize_pem()).expect("it is writable");
+        let tls = format!(
+            ", tls: {{certificate: {}, key: {}}}",
+            certificate.display(),
+            key.display()
+        );
+        let url = format!("https://{}:{HTTPS_PORT}", place.address);
+        Self::listening(image, place, directory, url, &tls, "")
+    }
+
+    fn plain_url(place: &Place) -> String {
+        format!("http://{}:{ORIGIN_PORT}", place.address)
+    }
+
+    /// `tls` and `login` are parts of docker-registry's configuration.
+    fn listening(
+        image: &Image,
+        place: &Place,
+        directory: TempDir,
+        url: String,
+        tls: &str,
+        login: &str,
+    ) -> Self {
+        let (_, address) = url.split_once("://").expect("it is a URL");
         let configuration = format!(
             "version: 0.1\n\
              log: {{level: warn, accesslog: {{disabled: false}}}}\n\
              storage:\n  \
                filesystem: {{rootdirectory: {}}}\n  \
                maintenance: {{readonly: {{enabled: true}}}}\n\
-             http: {{addr: \"{}:{ORIGIN_PORT}\", secret: test}}\n{}",
+             http: {{addr: \"{address}\", secret: test{tls}}}\n{login}",
             image.registry_storage().display(),
-            place.address,
-            more(directory.path()),
         );
         fs::write(directory.path().join("config.yml"), configuration).expect("it is writable");
         let mut registry = Self {
+            url,
             place: place.clone(),
             directory,
             process: None,
@@ -70,7 +107,12 @@ impl Registry {
 
     /// The URL that a node is given for the upstream.
     pub(crate) fn url(&self) -> String {
-        format!("http://{}:{ORIGIN_PORT}", self.place.address)
+        self.url.clone()
+    }
+
+    /// The certificate to trust, where it has one.
+    pub(crate) fn certificate(&self) -> String {
+        fs::read_to_string(self.directory.path().join("tls.crt")).expect("it serves over TLS")
     }
 
     /// Its process.
@@ -87,7 +129,8 @@ impl Registry {
         }
     }
 
-    fn start(&mut self) {
+    /// Starts it, for the first time or again.
+    pub(crate) fn start(&mut self) {
         let log = File::options()
             .create(true)
             .append(true)
@@ -105,7 +148,9 @@ impl Registry {
         });
         self.process = Some(process);
         wait_until("docker-registry answers", START_LIMIT, || {
-            client::request(&self.place, &format!("{}/v2/", self.url()))
+            let request = client::request(&self.place, &format!("{}/v2/", self.url));
+            request
+                .option(&["--insecure", "--max-time", "5"])
                 .finish()
                 .is_ok()
         });

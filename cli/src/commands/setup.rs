@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use shoal_node::config::{Config, MIRROR_CA_FILE, MirrorTls, RawConfig};
-use shoal_protocol::reference::Upstream;
+use shoal_protocol::reference::{Reference, Upstream};
 use tokio::process::Command;
 
 use super::admin::{AdminArgs, AdminClient};
@@ -70,7 +70,7 @@ pub(crate) struct SetupArgs {
     /// Does the client come through the mirror? With an image, have the client pull it and see
     #[arg(long, value_name = "IMAGE", conflicts_with = "undo")]
     #[expect(clippy::option_option, reason = "a flag that may have a value")]
-    check: Option<Option<String>>,
+    check: Option<Option<Reference>>,
     #[command(flatten)]
     admin: AdminArgs,
 }
@@ -91,7 +91,7 @@ pub(crate) async fn run(args: SetupArgs) -> anyhow::Result<ExitCode> {
     let site = site(&args)?;
     let client = args.client;
     if let Some(image) = &args.check {
-        return check(client, &site, image.as_deref(), &args.admin).await;
+        return check(client, &site, image.as_ref(), &args.admin).await;
     }
     let plan = if args.undo {
         client.undo(&site)?
@@ -126,7 +126,8 @@ pub(crate) async fn run(args: SetupArgs) -> anyhow::Result<ExitCode> {
         };
         output::print(&format!("nothing to do: {client}'s configuration {state}"))?;
     } else {
-        output::print(&format!("to do: {}", client.restart()))?;
+        let todo = client.restart();
+        output::print(&todo.map_or("nothing to restart".into(), |todo| format!("to do: {todo}")))?;
     }
     for warning in &warnings {
         output::print(&format!("note: {warning}"))?;
@@ -188,7 +189,7 @@ fn mirror(args: &SetupArgs, config: &Config) -> anyhow::Result<Mirror> {
 async fn check(
     client: Client,
     site: &Site,
-    image: Option<&str>,
+    image: Option<&Reference>,
     admin: &AdminArgs,
 ) -> anyhow::Result<ExitCode> {
     let mut good = true;
@@ -196,7 +197,8 @@ async fn check(
         good &= fine;
         output::print(&format!("{} {what}", if fine { "ok  " } else { "FAIL" }))
     };
-    for change in client.plan(site)?.files {
+    let Plan { files, warnings } = client.plan(site)?;
+    for change in files {
         let path = change.path.display();
         if change.is_none() {
             say(true, format!("{path} names the mirror"))?;
@@ -236,7 +238,8 @@ async fn check(
     let before = requests(&daemon).await?;
     let (program, arguments) = command.split_first().context("a command has a program")?;
     let pulled = Command::new(program).args(arguments).output().await;
-    let pulled = pulled.with_context(|| format!("cannot start {program}"))?;
+    let pulled =
+        pulled.with_context(|| format!("cannot start {program}, with which {client} pulls"))?;
     let shown = command.join(" ");
     if pulled.status.success() {
         say(true, shown)?;
@@ -245,14 +248,20 @@ async fn check(
         say(false, format!("{shown}: {}", told.trim()))?;
     }
     let asked = requests(&daemon).await? - before;
-    say(
-        asked > 0,
-        if asked > 0 {
-            format!("the mirror answered {asked} requests meanwhile")
-        } else {
-            format!("the mirror was not asked; {}", client.restart())
-        },
-    )?;
+    if asked > 0 {
+        say(
+            true,
+            format!("the mirror answered {asked} requests meanwhile"),
+        )?;
+    } else {
+        say(false, "the mirror was not asked".to_owned())?;
+        let restart = client
+            .restart()
+            .map(|todo| format!("after a change: {todo}"));
+        for note in restart.into_iter().chain(warnings) {
+            output::print(&format!("note: {note}"))?;
+        }
+    }
     Ok(code(good))
 }
 
