@@ -18,6 +18,7 @@ mod body;
 mod conditions;
 mod error;
 mod media_type;
+mod multipart;
 mod range;
 mod respond;
 mod routes;
@@ -44,7 +45,7 @@ pub async fn serve<C: Content>(
     let options = Arc::new(options);
     let handler = move |request| {
         let (content, options) = (Arc::clone(&content), Arc::clone(&options));
-        async move { respond::respond(&request, &*content, &options).await }
+        async move { respond::respond(&request, &content, &options).await }
     };
     http::serve(listener, handler, shutdown).await;
 }
