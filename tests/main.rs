@@ -17,11 +17,15 @@
 mod cli;
 mod clients;
 mod cluster;
+mod conformance;
 mod demo;
 mod faults;
+mod hostile;
+mod lazy;
 mod limits;
 mod mirror;
 mod origin;
 mod scaling;
 mod support;
+mod tags;
 mod trust;

@@ -1,6 +1,7 @@
 //! Debian's `docker-registry` as an origin.
 
 use std::fs::{self, File};
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -27,14 +28,25 @@ impl Registry {
     /// Starts a registry at `place` that holds `image`.
     pub(crate) fn serving(image: &Image, place: &Place) -> Self {
         let directory = TempDir::new().expect("temporary directories can be made");
+        Self::over(directory, &image.registry_storage(), true, place)
+    }
+
+    /// Starts a registry at `place` that holds nothing and takes what is [pushed](super::push).
+    pub(crate) fn empty(place: &Place) -> Self {
+        let directory = TempDir::new().expect("temporary directories can be made");
+        let storage = directory.path().join("storage");
+        Self::over(directory, &storage, false, place)
+    }
+
+    fn over(directory: TempDir, storage: &Path, read_only: bool, place: &Place) -> Self {
         let configuration = format!(
             "version: 0.1\n\
              log: {{level: warn, accesslog: {{disabled: false}}}}\n\
              storage:\n  \
                filesystem: {{rootdirectory: {}}}\n  \
-               maintenance: {{readonly: {{enabled: true}}}}\n\
+               maintenance: {{readonly: {{enabled: {read_only}}}}}\n\
              http: {{addr: \"{}:{ORIGIN_PORT}\", secret: test}}\n",
-            image.registry_storage().display(),
+            storage.display(),
             place.address,
         );
         fs::write(directory.path().join("config.yml"), configuration).expect("it is writable");
@@ -47,9 +59,14 @@ impl Registry {
         registry
     }
 
+    /// `host:port`.
+    pub(crate) fn address(&self) -> String {
+        format!("{}:{ORIGIN_PORT}", self.place.address)
+    }
+
     /// The URL that a node is given for the upstream.
     pub(crate) fn url(&self) -> String {
-        format!("http://{}:{ORIGIN_PORT}", self.place.address)
+        format!("http://{}", self.address())
     }
 
     /// Its process.
