@@ -11,6 +11,8 @@ pub(crate) mod fake_origin;
 pub(crate) mod image;
 pub(crate) mod netns;
 pub(crate) mod place;
+pub(crate) mod push;
+pub(crate) mod raw;
 pub(crate) mod registry;
 pub(crate) mod swarm;
 

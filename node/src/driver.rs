@@ -302,7 +302,9 @@ impl Driver {
                     let age = unix_seconds().saturating_sub(record.asked_at);
                     (record, age)
                 });
-                self.tags.entry(key.clone()).or_default().push(reply);
+                let waiting = self.tags.entry(key.clone()).or_default();
+                waiting.retain(|waiting| !waiting.is_closed());
+                waiting.push(reply);
                 self.event(Event::ResolveTag { key, known });
             }
             Fact::WantStats { reply } => {
@@ -457,6 +459,8 @@ impl Driver {
         reply: BlobReply,
     ) {
         if let Some(fetch) = self.fetches.get_mut(&blob) {
+            // Those who have left would gather here while nothing comes.
+            fetch.waiting.retain(|waiting| !waiting.is_closed());
             fetch.waiting.push(reply);
             fetch.admit();
             // One more hint.

@@ -5,6 +5,8 @@
 use std::{
     convert::Infallible,
     future::{Future, ready},
+    io,
+    net::SocketAddr,
     sync::Arc,
     time::Duration,
 };
@@ -14,7 +16,7 @@ use futures::{Stream, TryStreamExt};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     Request, Response, StatusCode,
-    body::{Frame, Incoming},
+    body::{Body as _, Frame, Incoming},
     header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue},
     server::conn::http1,
     service::service_fn,
@@ -22,25 +24,43 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
-use self::head_deadline::{HeadDeadline, HeadSeen};
+use self::{
+    head_deadline::{HeadDeadline, HeadSeen, Patience},
+    idle::{Activity, Idle},
+};
 
 mod head_deadline;
+mod idle;
 
-/// Connections of one endpoint at a time; those beyond wait in the kernel's backlog. A host's
-/// clients use about 10 each; this is what 400 pulls at once would need, and keeps the file
-/// descriptors that clients can take well below the limit of a service (65,536 or more).
+/// Connections of one endpoint at a time. For one more, the one that has waited longest for a
+/// request is closed; where all are being answered, it waits for one of them, and those that follow
+/// in the kernel's backlog. A host's clients use about 10 each; this is what 400 pulls at once would
+/// need, and keeps the file descriptors that clients can take well below the limit of a service
+/// (65,536 or more).
 const CONNECTIONS_MAX: usize = 4096;
+
+/// Connections that wait in the kernel until they are accepted. A client that finds no room there
+/// tries again after a second, and that is how a burst of them becomes slow.
+const BACKLOG: u32 = 4096;
+
+/// How long a connection that has to make room may take to end before another is closed.
+const CLOSING_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a client may take to send a request's line and headers, which fit one packet, and how
 /// long for a TLS handshake before.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a client may take in nothing of its answer. One that unpacks as it reads stands still
+/// while its disk is busy; one that is stopped, or whose program hangs, would keep its connection for
+/// ever.
+const ANSWER_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// How long a connection may stand idle between requests; Go's clients give up theirs at 90 s.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
@@ -54,6 +74,13 @@ const HEADERS_MAX: usize = 100;
 /// Bytes that wait for one vectored write before the body is asked for more.
 const WRITE_BYTES_MAX: usize = 256 << 10;
 
+/// And where more connections than [`CROWD`] are open, which may all belong to clients that read
+/// nothing. hyper also reads heads into no more than this.
+const WRITE_BYTES_CROWDED: usize = 2 * HEAD_BYTES_MAX;
+
+/// Connections that hosts with many pulls at once have.
+const CROWD: usize = 256;
+
 /// How long running answers may go on after a shutdown began.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
@@ -63,14 +90,28 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The first byte of a TLS handshake record.
 const TLS_HANDSHAKE: u8 = 0x16;
 
+/// The media type of bytes that nothing is said of.
+pub(crate) const OCTETS: &str = "application/octet-stream";
+
 /// Whatever ends a body early.
 pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The answer to a request.
 pub(crate) type Reply = Response<UnsyncBoxBody<Bytes, BodyError>>;
 
-/// Serves connections, by TLS alone where it is given, until `shutdown`, then lets the running answers end for
-/// [`SHUTDOWN_GRACE`]. Returns when no connection is left.
+/// Listens for connections, on an address that an earlier process may have just left.
+pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Serves connections, by TLS alone where it is given, until `shutdown`, then lets the running
+/// answers end for [`SHUTDOWN_GRACE`]. Returns when no connection is left.
 pub(crate) async fn serve<H, F>(
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
@@ -81,21 +122,34 @@ pub(crate) async fn serve<H, F>(
     F: Future<Output = Reply> + Send + 'static,
 {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let idle = Arc::new(Idle::default());
     let connections = TaskTracker::new();
     loop {
         let next = async {
-            let permit = Arc::clone(&room).acquire_owned().await;
-            (permit, listener.accept().await)
+            let accepted = listener.accept().await?;
+            Ok::<_, io::Error>((accepted, make_room(&room, &idle).await))
         };
-        let (permit, accepted) = tokio::select! {
+        let accepted = tokio::select! {
             () = shutdown.cancelled() => break,
             next = next => next,
         };
         match accepted {
-            Ok((stream, _)) => {
-                let (tls, handler, shutdown) = (tls.clone(), handler.clone(), shutdown.clone());
+            Ok(((stream, _), permit)) => {
+                let (tls, handler) = (tls.clone(), handler.clone());
+                let activity = idle.accepted();
+                let terms = Terms {
+                    activity: activity.clone(),
+                    crowded: CONNECTIONS_MAX - room.available_permits() > CROWD,
+                    shutdown: shutdown.clone(),
+                };
                 connections.spawn(async move {
-                    connection(stream, tls, handler, shutdown).await;
+                    let served = connection(stream, tls, handler, terms);
+                    tokio::select! {
+                        () = served => {}
+                        () = activity.has_to_leave() => {
+                            debug!("closed an idle connection to make room for another");
+                        }
+                    }
                     drop(permit);
                 });
             }
@@ -110,18 +164,37 @@ pub(crate) async fn serve<H, F>(
     connections.wait().await;
 }
 
-async fn connection<H, F>(
-    stream: TcpStream,
-    tls: Option<TlsAcceptor>,
-    handler: H,
+/// A place for one more connection.
+async fn make_room(room: &Arc<Semaphore>, idle: &Idle) -> Option<OwnedSemaphorePermit> {
+    let place = || Arc::clone(room).acquire_owned();
+    while room.available_permits() == 0 {
+        tokio::select! {
+            place = place() => return place.ok(),
+            () = idle.close_one() => {}
+        }
+        if let Ok(place) = tokio::time::timeout(CLOSING_PAUSE, place()).await {
+            return place.ok();
+        }
+    }
+    place().await.ok()
+}
+
+/// What the server knows of one connection.
+struct Terms {
+    activity: Activity,
+    /// There are many others.
+    crowded: bool,
     shutdown: CancellationToken,
-) where
+}
+
+async fn connection<H, F>(stream: TcpStream, tls: Option<TlsAcceptor>, handler: H, terms: Terms)
+where
     H: Fn(Request<Incoming>) -> F + Send + 'static,
     F: Future<Output = Reply> + Send + 'static,
 {
     let mut first = [0];
     let peeked = tokio::select! {
-        () = shutdown.cancelled() => return,
+        () = terms.shutdown.cancelled() => return,
         peeked = tokio::time::timeout(HEAD_TIMEOUT, stream.peek(&mut first)) => peeked,
     };
     let speaks_tls = match peeked {
@@ -137,15 +210,15 @@ async fn connection<H, F>(
             // unless the connection ends.
             debug!("closed a connection that speaks TLS to this plain HTTP port");
         }
-        None => converse(stream, handler, shutdown).await,
-        Some(_) if !speaks_tls => converse(stream, |_| ready(https_only()), shutdown).await,
+        None => converse(stream, handler, terms).await,
+        Some(_) if !speaks_tls => converse(stream, |_| ready(https_only()), terms).await,
         Some(tls) => {
             let handshake = tokio::select! {
-                () = shutdown.cancelled() => return,
+                () = terms.shutdown.cancelled() => return,
                 done = tokio::time::timeout(HEAD_TIMEOUT, tls.accept(stream)) => done,
             };
             match handshake {
-                Ok(Ok(stream)) => converse(stream, handler, shutdown).await,
+                Ok(Ok(stream)) => converse(stream, handler, terms).await,
                 Ok(Err(error)) => debug!(%error, "a TLS handshake failed"),
                 Err(_) => debug!("a TLS handshake took too long"),
             }
@@ -154,18 +227,39 @@ async fn connection<H, F>(
 }
 
 /// Answers the requests of one connection.
-async fn converse<S, H, F>(stream: S, handler: H, shutdown: CancellationToken)
+async fn converse<S, H, F>(stream: S, handler: H, terms: Terms)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Fn(Request<Incoming>) -> F + Send + 'static,
     F: Future<Output = Reply> + Send + 'static,
 {
+    let Terms {
+        activity,
+        crowded,
+        shutdown,
+    } = terms;
     let head_seen = HeadSeen::default();
-    let io = TokioIo::new(HeadDeadline::new(stream, head_seen.clone(), HEAD_TIMEOUT));
-    let service = service_fn(move |request| {
+    let patience = Patience {
+        head: HEAD_TIMEOUT,
+        answer: ANSWER_TIMEOUT,
+    };
+    let stream = HeadDeadline::new(stream, head_seen.clone(), activity.clone(), patience);
+    let io = TokioIo::new(stream);
+    let service = service_fn(move |request: Request<Incoming>| {
         head_seen.set();
-        let reply = handler(request);
-        async move { Ok::<_, Infallible>(reply.await) }
+        activity.asked();
+        // No body is ever read. Where one ends may be a matter of opinion (RFC 9112, section 11.2):
+        // what follows it is not taken for a request.
+        let last = !request.body().is_end_stream();
+        let (reply, activity) = (handler(request), activity.clone());
+        async move {
+            let mut reply = reply.await.map(|body| activity.until_the_end_of(body));
+            if last {
+                let close = HeaderValue::from_static("close");
+                reply.headers_mut().insert(CONNECTION, close);
+            }
+            Ok::<_, Infallible>(reply)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -173,7 +267,11 @@ where
         .header_read_timeout(IDLE_TIMEOUT)
         .max_headers(HEADERS_MAX)
         .max_header_size(HEAD_BYTES_MAX)
-        .max_buf_size(WRITE_BYTES_MAX)
+        .max_buf_size(if crowded {
+            WRITE_BYTES_CROWDED
+        } else {
+            WRITE_BYTES_MAX
+        })
         .serve_connection(io, service);
     tokio::pin!(connection);
 

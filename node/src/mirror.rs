@@ -20,6 +20,7 @@ mod body;
 mod conditions;
 mod error;
 mod media_type;
+mod multipart;
 mod range;
 mod respond;
 mod routes;
@@ -49,7 +50,7 @@ pub async fn serve<C: Content>(
     let options = Arc::new(options);
     let handler = move |request| {
         let (content, options) = (Arc::clone(&content), Arc::clone(&options));
-        async move { respond::respond(&request, &*content, &options).await }
+        async move { respond::respond(&request, &content, &options).await }
     };
     http::serve(listener, tls, handler, shutdown).await;
 }

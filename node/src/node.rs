@@ -24,6 +24,7 @@ use crate::{
     config::Config,
     driver::{Driver, FACTS_MAX, Parts, Tallies},
     handle::Handle,
+    http,
     metrics::Metrics,
     mirror::{self, MirrorOptions},
     network::{
@@ -141,8 +142,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Node
         (None, Some(path)) => Admission::with_ticket(Ticket::load(path)?, &identity)?,
         (None, None) => Admission::alone(&identity),
     };
-    let mirror_listener = listen("mirror", config.mirror).await?;
-    let admin_listener = listen("admin", config.admin).await?;
+    let mirror_listener = listen("mirror", config.mirror)?;
+    let admin_listener = listen("admin", config.admin)?;
     let directory = Directory::new();
     let (network, events, bound) = network::start(NetworkConfig {
         identity: identity.clone(),
@@ -244,14 +245,12 @@ async fn open_store(config: StoreConfig) -> Result<Store, StoreError> {
     }
 }
 
-async fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, NodeError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| NodeError::Listen {
-            what,
-            address,
-            source,
-        })
+fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, NodeError> {
+    http::listen(address).map_err(|source| NodeError::Listen {
+        what,
+        address,
+        source,
+    })
 }
 
 /// Ready is who knows its fellow members, or has nobody to know.

@@ -98,6 +98,8 @@ struct Shared {
     evictions: Mutex<Vec<Digest>>,
     /// Counts uses, so that blobs used in the same second are told apart.
     uses: AtomicU64,
+    /// Readers of all blobs.
+    readers: AtomicU64,
 }
 
 /// What is known of a blob whether or not it is open.
@@ -191,6 +193,7 @@ impl Store {
             ),
             evictions: Mutex::default(),
             uses: AtomicU64::new(uses),
+            readers: AtomicU64::new(0),
             layout,
             index,
         }));

@@ -198,6 +198,17 @@ const LOST_MAX: usize = 64;
 /// A node with nothing requested and chunks missing waits so long before it calls them lost.
 const LOST_AFTER: Duration = Duration::from_millis(500);
 
+/// A reader gets what is so many chunks ahead of it before anything else, and no more: a client that
+/// asks for all and takes its time waits for nothing.
+const READ_AHEAD: u32 = 8;
+
+/// Of a range that ends before the blob does, so many chunks are wanted at once: whoever asks for a
+/// part waits for all of it, and nobody else's reading brings it. At most 256 MiB.
+const RANGE_AHEAD: u32 = 64;
+
+/// Chunks that one [`Message::Join`] calls urgent at most; the others go with the next one.
+const URGENT_MAX: usize = 1024;
+
 /// More neighbours that a node looks for whose own ones have nothing to give.
 const STARVING_ROOM: usize = 2;
 
@@ -1152,23 +1163,55 @@ impl Mesh {
         }
     }
 
+    // --- readers ---
+
+    /// The chunks that a reader is to get before anything else: the first that it lacks and the one
+    /// after it, or all of a range that ends before the blob does. Some may be here.
+    pub(crate) fn awaited(&self, reader: &Range<u32>) -> Range<u32> {
+        let most = if self.is_part(reader) {
+            RANGE_AHEAD
+        } else {
+            READ_AHEAD
+        };
+        let end = reader.end.min(reader.start.saturating_add(most));
+        match self.have.next_clear(reader.start) {
+            Some(head) if head < end && self.is_part(reader) => head..end,
+            Some(head) if head < end => head..reader.end.min(head + 2),
+            _ => end..end,
+        }
+    }
+
+    fn is_part(&self, reader: &Range<u32>) -> bool {
+        reader.end < self.have.len()
+    }
+
+    /// What of that nobody brings yet; of a reader that goes on to the end the first chunk alone,
+    /// as the others are leased in this order anyway.
+    fn urgent(&self) -> Vec<u32> {
+        let is_leased = |chunk: u32| {
+            let mut leases = self.leases.values();
+            leases.any(|running| (running.next..running.lease.end).contains(&chunk))
+        };
+        let mut urgent: Vec<u32> = Vec::new();
+        for reader in self.readers.values() {
+            let most = if self.is_part(reader) { RANGE_AHEAD } else { 1 };
+            let lacks = |chunk: &u32| !self.have.contains(*chunk);
+            let missing = self.awaited(reader).filter(lacks).take(most as usize);
+            urgent.extend(
+                missing.filter(|chunk| !self.flights.contains_key(chunk) && !is_leased(*chunk)),
+            );
+            if urgent.len() >= URGENT_MAX {
+                break;
+            }
+        }
+        urgent
+    }
+
     // --- stewards ---
 
     fn join(&mut self, ctx: &mut Ctx) {
         let ranks = ctx.stewards(&self.blob);
-        let urgent: Vec<u32> = self
-            .readers
-            .values()
-            .filter_map(|range| {
-                let head = self.have.next_clear(range.start)?;
-                let expected = self.flights.contains_key(&head)
-                    || self
-                        .leases
-                        .values()
-                        .any(|running| (running.next..running.lease.end).contains(&head));
-                (head < range.end && !expected).then_some(head)
-            })
-            .collect();
+        let urgent = self.urgent();
         let leases = self
             .leases
             .values()

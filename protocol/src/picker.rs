@@ -172,11 +172,12 @@ fn sources<'a>(
         .collect()
 }
 
-/// The chunk that a client waits for, or the one after it.
+/// A chunk that a client waits for.
 fn head_of_a_reader(mesh: &Mesh, candidates: &Bitfield) -> Option<u32> {
-    mesh.readers.values().find_map(|range| {
-        let missing = mesh.have.next_clear(range.start)?;
-        (missing..range.end.min(missing + 2)).find(|chunk| candidates.contains(*chunk))
+    let mut readers = mesh.readers.values();
+    readers.find_map(|reader| {
+        let mut awaited = mesh.awaited(reader);
+        awaited.find(|chunk| candidates.contains(*chunk))
     })
 }
 

@@ -363,9 +363,20 @@ fn each_at_once(
 /// What `skopeo` said, or which blob is missing.
 pub(crate) fn skopeo(place: &Place, name: &str, image: &Image) -> Result<Duration, String> {
     let directory = TempDir::new().map_err(|error| error.to_string())?;
-    let registries = directory.path().join("registries.conf");
+    let took = skopeo_into(directory.path(), place, name)?;
+    holds_blobs(&directory.path().join("image"), image)?;
+    Ok(took)
+}
+
+/// Copies `name` to `image` in a directory with `skopeo`, which checks every digest.
+///
+/// # Errors
+///
+/// What `skopeo` said.
+pub(crate) fn skopeo_into(directory: &Path, place: &Place, name: &str) -> Result<Duration, String> {
+    let registries = directory.join("registries.conf");
     fs::write(&registries, "").map_err(|error| error.to_string())?;
-    let target = directory.path().join("image");
+    let target = directory.join("image");
     let mut command = place.command("skopeo");
     command
         .arg("--registries-conf")
@@ -379,7 +390,7 @@ pub(crate) fn skopeo(place: &Place, name: &str, image: &Image) -> Result<Duratio
     ]);
     command
         .arg(format!("dir:{}", target.display()))
-        .env("TMPDIR", directory.path());
+        .env("TMPDIR", directory);
     let start = clock::now();
     let output = command
         .output()
@@ -388,7 +399,6 @@ pub(crate) fn skopeo(place: &Place, name: &str, image: &Image) -> Result<Duratio
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
     }
-    holds_blobs(&target, image)?;
     Ok(took)
 }
 

@@ -39,6 +39,8 @@ pub(crate) struct Options {
     pub(crate) arguments: Vec<String>,
     /// The value of `SHOAL_FAULT`.
     pub(crate) fault: Option<String>,
+    /// How long a tag is used before the origin is asked again, where not the default.
+    pub(crate) tag_ttl: Option<&'static str>,
 }
 
 /// A node that was started. Dropping it kills the process and deletes its data; after a failed
@@ -150,6 +152,9 @@ impl Node {
         }
         for address in &self.options.join {
             command.args(["--join", address]);
+        }
+        if let Some(ttl) = self.options.tag_ttl {
+            command.args(["--tag-ttl", ttl]);
         }
         if let Some(key) = &self.options.cluster_key {
             command.arg("--cluster-key").arg(key);
@@ -292,6 +297,17 @@ impl Node {
         peak_resident_bytes(self.pid()).expect("the process runs, and the kernel reports VmHWM")
     }
 
+    /// How many files and sockets the process has open.
+    pub(crate) fn open_files(&self) -> usize {
+        let path = Path::new("/proc").join(self.pid().to_string()).join("fd");
+        fs::read_dir(path).expect("the process runs").count()
+    }
+
+    /// The memory that the process has resident now, in bytes.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        status_bytes(self.pid(), "VmRSS:").expect("the process runs, and the kernel reports VmRSS")
+    }
+
     /// Sends SIGKILL to a node that others are still looking at; [`kill`](Self::kill) reaps it.
     pub(crate) fn signal_kill(&self) {
         self.signal("KILL");
@@ -351,12 +367,14 @@ impl Node {
 
 /// The most memory that a process has had resident, in bytes (proc(5)); none if it is gone.
 pub(crate) fn peak_resident_bytes(pid: u32) -> Option<u64> {
+    status_bytes(pid, "VmHWM:")
+}
+
+fn status_bytes(pid: u32, name: &str) -> Option<u64> {
     let path = Path::new("/proc").join(pid.to_string()).join("status");
     let status = fs::read_to_string(path).ok()?;
-    let peak = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: u64 = peak.trim().trim_end_matches(" kB").parse().ok()?;
+    let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+    let kib: u64 = value.trim().trim_end_matches(" kB").parse().ok()?;
     Some(kib * 1024)
 }
 

@@ -1,7 +1,7 @@
 //! Debian's `docker-registry` as an origin.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -31,11 +31,27 @@ pub(crate) struct Registry {
     process: Option<Child>,
 }
 
+/// What a registry serves.
+struct Contents {
+    storage: PathBuf,
+    read_only: bool,
+}
+
+impl Contents {
+    fn of(image: &Image) -> Self {
+        Self {
+            storage: image.registry_storage(),
+            read_only: true,
+        }
+    }
+}
+
 impl Registry {
     /// Starts a registry at `place` that holds `image`.
     pub(crate) fn serving(image: &Image, place: &Place) -> Self {
         let directory = TempDir::new().expect("temporary directories can be made");
-        Self::listening(image, place, directory, Self::plain_url(place), "", "")
+        let url = Self::plain_url(place);
+        Self::listening(Contents::of(image), place, directory, url, "", "")
     }
 
     /// The same for those alone who log in as in this file of Apache's htpasswd.
@@ -48,7 +64,7 @@ impl Registry {
             path.display()
         );
         let url = Self::plain_url(place);
-        Self::listening(image, place, directory, url, "", &login)
+        Self::listening(Contents::of(image), place, directory, url, "", &login)
     }
 
     /// The same over TLS, at the port where clients expect it, for these names.
@@ -68,7 +84,18 @@ impl Registry {
             key.display()
         );
         let url = format!("https://{}:{HTTPS_PORT}", place.address);
-        Self::listening(image, place, directory, url, &tls, "")
+        Self::listening(Contents::of(image), place, directory, url, &tls, "")
+    }
+
+    /// Starts a registry at `place` that holds nothing and takes what is [pushed](super::push).
+    pub(crate) fn empty(place: &Place) -> Self {
+        let directory = TempDir::new().expect("temporary directories can be made");
+        let contents = Contents {
+            storage: directory.path().join("storage"),
+            read_only: false,
+        };
+        let url = Self::plain_url(place);
+        Self::listening(contents, place, directory, url, "", "")
     }
 
     fn plain_url(place: &Place) -> String {
@@ -77,22 +104,23 @@ impl Registry {
 
     /// `tls` and `login` are parts of docker-registry's configuration.
     fn listening(
-        image: &Image,
+        contents: Contents,
         place: &Place,
         directory: TempDir,
         url: String,
         tls: &str,
         login: &str,
     ) -> Self {
+        let Contents { storage, read_only } = contents;
         let (_, address) = url.split_once("://").expect("it is a URL");
         let configuration = format!(
             "version: 0.1\n\
              log: {{level: warn, accesslog: {{disabled: false}}}}\n\
              storage:\n  \
                filesystem: {{rootdirectory: {}}}\n  \
-               maintenance: {{readonly: {{enabled: true}}}}\n\
+               maintenance: {{readonly: {{enabled: {read_only}}}}}\n\
              http: {{addr: \"{address}\", secret: test{tls}}}\n{login}",
-            image.registry_storage().display(),
+            storage.display(),
         );
         fs::write(directory.path().join("config.yml"), configuration).expect("it is writable");
         let mut registry = Self {
@@ -103,6 +131,11 @@ impl Registry {
         };
         registry.start();
         registry
+    }
+
+    /// `host:port`.
+    pub(crate) fn address(&self) -> String {
+        format!("{}:{ORIGIN_PORT}", self.place.address)
     }
 
     /// The URL that a node is given for the upstream.

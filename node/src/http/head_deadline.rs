@@ -1,7 +1,8 @@
-//! A bound on how long a client may take to send the head of a request.
+//! Bounds on how long a client may take to send the head of a request, and to take in an answer.
 //!
-//! hyper's own bound also runs while a kept connection is idle, and so must be as long as a
-//! connection may be idle. This one starts with the first byte of a head.
+//! hyper's own bound on heads also runs while a kept connection is idle, and so must be as long as a
+//! connection may be idle. This one starts with the first byte of a head. Of answers hyper bounds
+//! nothing.
 
 use std::{
     future::Future,
@@ -20,6 +21,8 @@ use tokio::{
     time::Sleep,
 };
 
+use super::idle::Activity;
+
 /// Says that the head of the current request is complete.
 #[derive(Clone, Default)]
 pub(super) struct HeadSeen(Arc<AtomicBool>);
@@ -31,22 +34,64 @@ impl HeadSeen {
     }
 }
 
-/// A connection whose reads fail when a head that was begun is not complete in time.
+/// How long a client may take.
+#[derive(Clone, Copy)]
+pub(super) struct Patience {
+    /// To send a head that it has begun.
+    pub(super) head: Duration,
+    /// To take in a further byte of an answer.
+    pub(super) answer: Duration,
+}
+
+/// A connection whose reads fail when a head that was begun is not complete in time, and whose
+/// writes fail when the client takes in nothing for too long.
 pub(super) struct HeadDeadline<S> {
     stream: S,
     head_seen: HeadSeen,
-    allowed: Duration,
+    activity: Activity,
+    patience: Patience,
     deadline: Option<Pin<Box<Sleep>>>,
+    /// Runs while the client takes in nothing.
+    stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> HeadDeadline<S> {
-    pub(super) fn new(stream: S, head_seen: HeadSeen, allowed: Duration) -> Self {
+    pub(super) fn new(
+        stream: S,
+        head_seen: HeadSeen,
+        activity: Activity,
+        patience: Patience,
+    ) -> Self {
         Self {
             stream,
             head_seen,
-            allowed,
+            activity,
+            patience,
             deadline: None,
+            stalled: None,
         }
+    }
+
+    /// Fails a write that has waited for too long.
+    fn bounded(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let allowed = self.patience.answer;
+        let stalled = self
+            .stalled
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(allowed)));
+        stalled.as_mut().poll(cx).map(|()| {
+            Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the client takes in nothing of its answer",
+            ))
+        })
     }
 }
 
@@ -62,7 +107,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for HeadDeadline<S> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
         if buffer.filled().len() > before && self.deadline.is_none() {
-            self.deadline = Some(Box::pin(tokio::time::sleep(self.allowed)));
+            self.deadline = Some(Box::pin(tokio::time::sleep(self.patience.head)));
         }
         if read.is_pending()
             && let Some(deadline) = &mut self.deadline
@@ -83,7 +128,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for HeadDeadline<S> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.bounded(cx, written)
     }
 
     fn poll_write_vectored(
@@ -91,7 +137,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for HeadDeadline<S> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.bounded(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -99,7 +146,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for HeadDeadline<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        // hyper flushes once nothing is left in its own buffers.
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        if flushed.is_ready() {
+            self.activity.sent();
+        }
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -115,14 +167,21 @@ mod tests {
     };
 
     use super::*;
+    use crate::http::idle::Idle;
 
     async fn pair(allowed: Duration) -> (TcpStream, HeadDeadline<TcpStream>, HeadSeen) {
+        let activity = Arc::new(Idle::default()).accepted();
+        let patience = Patience {
+            head: allowed,
+            answer: allowed,
+        };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap())
             .await
             .unwrap();
         let seen = HeadSeen::default();
-        let server = HeadDeadline::new(listener.accept().await.unwrap().0, seen.clone(), allowed);
+        let stream = listener.accept().await.unwrap().0;
+        let server = HeadDeadline::new(stream, seen.clone(), activity, patience);
         (client, server, seen)
     }
 
@@ -153,6 +212,29 @@ mod tests {
         client.write_all(b"G").await.unwrap();
         assert_eq!(server.read(&mut byte).await.unwrap(), 1);
         let error = server.read(&mut byte).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_reads_nothing_fails_in_time_and_a_slow_one_does_not() {
+        let allowed = Duration::from_millis(300);
+        let (mut client, mut server, _) = pair(allowed).await;
+        let answer = vec![7; 16 << 20];
+        let writing = tokio::spawn(async move {
+            let written = server.write_all(&answer).await;
+            (server, written)
+        });
+        let mut some = vec![0; 3 << 20];
+        for _ in 0..4 {
+            tokio::time::sleep(allowed / 2).await;
+            client.read_exact(&mut some).await.unwrap();
+        }
+        client.read_exact(&mut some).await.unwrap();
+        client.read_exact(&mut vec![0; 1 << 20]).await.unwrap();
+        let (mut server, written) = writing.await.unwrap();
+        written.unwrap();
+
+        let error = server.write_all(&vec![7; 64 << 20]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }

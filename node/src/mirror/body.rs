@@ -47,11 +47,14 @@ pub(super) fn counted(
                 metrics.mirror_bytes.add(bytes.len() as u64);
                 Ok(Some((bytes, (stream, left, metrics))))
             }
-            Err(error) => {
-                metrics.mirror_aborts.increment();
-                tracing::warn!(%error, "broke off an answer to a client");
-                Err(error)
-            }
+            Err(error) => Err(broken(error, &metrics)),
         }
     })
+}
+
+/// Notes that an answer is broken off.
+pub(super) fn broken(error: Broken, metrics: &Metrics) -> Broken {
+    metrics.mirror_aborts.increment();
+    tracing::warn!(%error, "broke off an answer to a client");
+    error
 }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use futures::StreamExt as _;
 use http_body_util::{BodyExt, Empty};
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode,
@@ -22,7 +21,8 @@ use super::{
     MirrorOptions, body,
     conditions::{client_has, range_applies},
     error::{ApiError, Wanted},
-    range::requested_span,
+    multipart,
+    range::{self, Asked},
     routes::{self, Route, TagPage},
 };
 use crate::{
@@ -35,14 +35,13 @@ const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-conten
 const DOCKER_API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
-const OCTETS: &str = "application/octet-stream";
 const JSON: &str = "application/json";
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// Answers `request` from `content`. Generic over the request's body, which is never read.
 pub(super) async fn respond<B, C: Content>(
     request: &Request<B>,
-    content: &C,
+    content: &Arc<C>,
     options: &MirrorOptions,
 ) -> Reply {
     let (method, uri) = (request.method(), request.uri());
@@ -66,23 +65,25 @@ async fn answer<C: Content>(
     route: Route,
     method: &Method,
     headers: &HeaderMap,
-    content: &C,
+    content: &Arc<C>,
     options: &MirrorOptions,
 ) -> Result<Reply, ApiError> {
     let pass = admit(&route, headers, options).await?;
     match route {
         Route::Base(_) => Ok(http::full(StatusCode::OK, JSON, "{}")),
-        Route::Manifest(reference) => manifest(reference, method, headers, content, options).await,
+        Route::Manifest(reference) => {
+            manifest(reference, method, headers, &**content, options).await
+        }
         Route::Blob(digest, hint) if method == Method::HEAD => {
-            blob_head(digest, hint, headers, content).await
+            blob_head(digest, hint, headers, &**content).await
         }
         Route::Blob(digest, hint) => blob(digest, hint, headers, content, options, pass).await,
-        Route::Tags(page) => tags(page, content).await,
+        Route::Tags(page) => tags(page, &**content).await,
         Route::Referrers {
             hint,
             subject,
             artifact_type,
-        } => referrers(hint, subject, artifact_type, content).await,
+        } => referrers(hint, subject, artifact_type, &**content).await,
     }
 }
 
@@ -181,7 +182,7 @@ async fn blob_head<C: Content>(
     let mut reply = if client_has(headers, &etag) {
         not_modified()
     } else {
-        let mut reply = http::full(StatusCode::OK, OCTETS, "");
+        let mut reply = http::full(StatusCode::OK, http::OCTETS, "");
         let headers = reply.headers_mut();
         headers.insert(CONTENT_LENGTH, HeaderValue::from(size));
         headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
@@ -195,50 +196,62 @@ async fn blob<C: Content>(
     digest: Digest,
     hint: Hint,
     headers: &HeaderMap,
-    content: &C,
+    content: &Arc<C>,
     options: &MirrorOptions,
     pass: Pass,
 ) -> Result<Reply, ApiError> {
     let etag = etag(&digest);
     if client_has(headers, &etag) {
         // Only what exists is unchanged; asking for the size fetches nothing.
-        return blob_head(digest, hint, headers, content).await;
+        return blob_head(digest, hint, headers, &**content).await;
     }
-    let span = if range_applies(headers, &etag) {
-        requested_span(headers)
+    let asked = if range_applies(headers, &etag) {
+        range::asked(headers)
     } else {
-        Span::Whole
+        Asked::Whole
     };
-    let found = content
-        .blob(digest, hint, span)
-        .await
-        .map_err(|error| ApiError::pull(&error, Wanted::Blob))?;
-
-    let BlobBody { size, range, .. } = &found;
-    let length = range.end - range.start;
-    let content_range = (span != Span::Whole).then(|| {
-        format!(
-            "bytes {}-{}/{size}",
-            range.start,
-            range.end.saturating_sub(1)
-        )
-    });
-    let status = match content_range {
-        Some(_) => StatusCode::PARTIAL_CONTENT,
-        None => StatusCode::OK,
+    let refused = |error: PullError| ApiError::pull(&error, Wanted::Blob);
+    let metrics = &options.metrics;
+    let parts = match &asked {
+        Asked::Several(spans) => multipart::reply(content, digest, &hint, spans, metrics).await,
+        Asked::Whole | Asked::One(_) => Ok(None),
     };
-    let stream = body::counted(found, Arc::clone(&options.metrics)).inspect(move |_| {
-        let _until_the_end = &pass;
+    let reply = match (parts.map_err(refused)?, asked) {
+        (Some(reply), _) => reply,
+        (None, Asked::One(span)) => {
+            let found = content.blob(digest, hint, span).await.map_err(refused)?;
+            let (BlobBody { range, size, .. }, status) = (&found, StatusCode::PARTIAL_CONTENT);
+            let place = format!("bytes {}-{}/{size}", range.start, range.end - 1);
+            let mut reply = bytes_of(found, status, options);
+            insert(reply.headers_mut(), CONTENT_RANGE, &place);
+            reply
+        }
+        (None, Asked::Whole | Asked::Several(_)) => {
+            let found = content.blob(digest, hint, Span::Whole).await;
+            bytes_of(found.map_err(refused)?, StatusCode::OK, options)
+        }
+    };
+    // The client's credentials may be used until the answer ends.
+    let mut reply = reply.map(|body| {
+        let until_the_end = move |frame| {
+            let _pass = &pass;
+            frame
+        };
+        body.map_frame(until_the_end).boxed_unsync()
     });
-    let mut reply = http::streamed(status, OCTETS, stream);
     let headers = reply.headers_mut();
-    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    if let Some(content_range) = content_range {
-        insert(headers, CONTENT_RANGE, &content_range);
-    }
     identify(headers, &digest, &etag);
     Ok(reply)
+}
+
+fn bytes_of(found: BlobBody, status: StatusCode, options: &MirrorOptions) -> Reply {
+    let length = found.range.end - found.range.start;
+    let stream = body::counted(found, Arc::clone(&options.metrics));
+    let mut reply = http::streamed(status, http::OCTETS, stream);
+    let headers = reply.headers_mut();
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    reply
 }
 
 async fn tags<C: Content>(page: TagPage, content: &C) -> Result<Reply, ApiError> {

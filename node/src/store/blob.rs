@@ -410,6 +410,10 @@ impl Blob {
         Ok(bytes.freeze())
     }
 
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     pub(super) fn view(&self) -> MutexGuard<'_, View> {
         lock(&self.view)
     }

@@ -1,6 +1,10 @@
 //! Reading a blob while it grows.
 
-use std::{io, ops::Range, sync::Arc};
+use std::{
+    io,
+    ops::Range,
+    sync::{Arc, atomic::Ordering},
+};
 
 use bytes::Bytes;
 use futures::{Stream, stream};
@@ -19,8 +23,16 @@ use crate::content::PullError;
 /// Bytes of a piece at most. One is read ahead, so that a reader costs twice this.
 const PIECE_BYTES_MAX: u64 = 1 << 20;
 
+/// And at least, however many readers there are: less costs more calls than copying.
+const PIECE_BYTES_MIN: u64 = 16 << 10;
+
+/// Bytes of the pieces of all readers together, while there are not thousands: were it not for
+/// this, a thousand clients that read nothing would take 2 GB.
+const PIECES_BYTES_MAX: u64 = 32 << 20;
+
 struct Reader {
     blob: Arc<Blob>,
+    _counted: Counted,
     range: Range<u64>,
     at: u64,
     seen: Seen,
@@ -29,6 +41,28 @@ struct Reader {
     /// The next piece, being read.
     pending: Option<Piece>,
     ended: bool,
+}
+
+/// One of the readers of all blobs.
+struct Counted(Arc<Blob>);
+
+impl Counted {
+    fn new(blob: &Arc<Blob>) -> Self {
+        blob.shared().readers.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(blob))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.shared().readers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Bytes of a piece at most where there are so many readers: a power of two, as buffers are.
+fn piece_bytes(readers: u64) -> u64 {
+    let share = PIECES_BYTES_MAX / readers.max(1);
+    1 << share.clamp(PIECE_BYTES_MIN, PIECE_BYTES_MAX).ilog2()
 }
 
 struct Piece {
@@ -58,6 +92,7 @@ impl Blob {
             line: Line::new(demand, self.digest(), end_chunk),
             pending: None,
             ended: false,
+            _counted: Counted::new(self),
             blob: Arc::clone(self),
             range,
         };
@@ -130,7 +165,8 @@ impl Reader {
         if self.blob.state() == BlobState::Partial {
             self.line.moves_into(self.blob.geometry().index_of(self.at));
         }
-        let range = self.at..visible.min(self.at + PIECE_BYTES_MAX);
+        let readers = self.blob.shared().readers.load(Ordering::Relaxed);
+        let range = self.at..visible.min(self.at + piece_bytes(readers));
         let end = range.end;
         let blob = Arc::clone(&self.blob);
         let bytes = spawn_blocking(move || blob.read(range));
@@ -142,5 +178,23 @@ impl Reader {
         PullError::Unavailable(format!(
             "cannot read {blob} from the store at byte {at}: {error}"
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_large_for_some_readers_and_small_for_thousands() {
+        for (readers, bytes) in [
+            (0, 1 << 20),
+            (32, 1 << 20),
+            (33, 512 << 10),
+            (1000, 32 << 10),
+        ] {
+            assert_eq!(piece_bytes(readers), bytes, "{readers} readers");
+        }
+        assert_eq!(piece_bytes(u64::MAX), PIECE_BYTES_MIN);
     }
 }

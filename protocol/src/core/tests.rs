@@ -8,6 +8,7 @@
 mod blame;
 mod chaos;
 mod pulls;
+mod readers;
 mod restarts;
 mod streams;
 mod tags;
