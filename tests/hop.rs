@@ -75,7 +75,11 @@ impl Hop {
             Self::Peers => {
                 measure::in_turns("node to node, one connection", peers::entries(size), rounds)
             }
-            Self::Mirror => mirror::cached(size, rounds),
+            Self::Mirror => {
+                let mut outcomes = mirror::cached(size, rounds)?;
+                outcomes.extend(mirror::pulled(size, rounds)?);
+                Ok(outcomes)
+            }
             Self::Origin => mirror::cold(size, rounds),
         }
     }

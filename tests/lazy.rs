@@ -145,6 +145,7 @@ fn open_ended_ranges_that_are_dropped_cost_their_parts_and_leave_nothing() {
     let scene = Scene::of(2, 62);
     let node = &scene.swarm.nodes[0];
     let before = node.open_files();
+    let said_before = node.log().len();
     let part = 2 * MIB as usize;
     let start = clock::now();
     thread::scope(|scope| {
@@ -198,5 +199,6 @@ fn open_ended_ranges_that_are_dropped_cost_their_parts_and_leave_nothing() {
     );
     assert!(node.metric("mirror_aborts") < 1.0);
     let log = node.log();
+    let log = &log[said_before..];
     assert!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
 }

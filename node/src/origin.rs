@@ -430,7 +430,6 @@ async fn first_byte_size(asking: Asking<'_>) -> Result<u64, OriginError> {
     })
 }
 
-/// The URL of the next page, from `Link: <…>; rel="next"`.
 /// Reads a list page by page. `take` says how many entries there are so far.
 async fn each_page<P: DeserializeOwned>(
     mut asking: Asking<'_>,
@@ -464,6 +463,7 @@ async fn each_page<P: DeserializeOwned>(
     )))
 }
 
+/// The URL of the next page, from `Link: <…>; rel="next"`.
 fn next_page(headers: &HeaderMap, current: &Url) -> Option<Url> {
     headers
         .get_all(LINK)

@@ -7,9 +7,10 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::rc::Rc;
 
+use tempfile::TempDir;
+
 use crate::measure::{self, Entry, Measured, Outcome};
 use crate::server::Server;
-use crate::support::MIB;
 use crate::support::client;
 use crate::support::clock;
 use crate::support::daemon::{Node, Options};
@@ -17,6 +18,7 @@ use crate::support::image::{Blob, Image};
 use crate::support::netns::Lab;
 use crate::support::place::Place;
 use crate::support::registry::Registry;
+use crate::support::{MIB, REPOSITORY, TAG, UPSTREAM};
 use crate::usage;
 
 /// The rate of the link between a mirror and its clients where it has one.
@@ -62,6 +64,46 @@ pub(crate) fn cached(mebibytes: usize, rounds: usize) -> Result<Vec<Outcome>, St
         }
     }
     Ok(outcomes)
+}
+
+/// A mirror that has an image of five layers, and skopeo, which checks every digest and writes what it
+/// gets to a disk.
+pub(crate) fn pulled(mebibytes: usize, rounds: usize) -> Result<Vec<Outcome>, String> {
+    let image = Image::generate(12, &[mebibytes as u64 * MIB / 5; 5]);
+    let lab = Lab::new(1, None);
+    let servers = Rc::new(Servers::start(&lab.hosts()[0], &image));
+    let entry = |name: &str, reference: String, pid: u32| {
+        let (servers, bytes) = (Rc::clone(&servers), image.bytes() as f64);
+        Entry::new(name, move || {
+            let directory = TempDir::new().map_err(|error| error.to_string())?;
+            let before = usage::cpu_seconds(pid);
+            let took = client::skopeo_into(directory.path(), &servers.host, &reference);
+            Ok(Measured {
+                bytes,
+                seconds: took?.as_secs_f64(),
+                cpu_seconds: usage::cpu_seconds(pid) - before,
+                first_byte_seconds: None,
+            })
+        })
+    };
+    let entries = vec![
+        entry(
+            "docker-registry",
+            format!("{}/{REPOSITORY}:{TAG}", servers.registry.address()),
+            servers.registry.pid(),
+        )
+        .base(),
+        entry(
+            "Shoal",
+            format!("{}/{UPSTREAM}/{REPOSITORY}:{TAG}", servers.node.mirror()),
+            servers.node.pid(),
+        ),
+    ];
+    measure::in_turns(
+        "cached image of 5 layers to skopeo, loopback",
+        entries,
+        rounds,
+    )
 }
 
 /// One node without anything, and its registry.
