@@ -180,7 +180,7 @@ impl Storage {
     }
 
     async fn look(&self, subject: &str) -> Result<Opened, OriginError> {
-        let bucket = Bucket::directory(&self.place, subject)?;
+        let bucket = Bucket::directory(&self.place, subject).await?;
         let layout = if image_layout::is_in(&bucket, subject).await? {
             Layout::Image
         } else if registry_layout::is_in(&bucket, subject).await? {

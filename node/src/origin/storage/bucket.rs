@@ -35,12 +35,16 @@ pub(super) struct Bucket {
 
 impl Bucket {
     /// A directory of this host.
-    pub(super) fn directory(path: &Path, subject: &str) -> Result<Self, OriginError> {
-        let root = fs::canonicalize(path).map_err(|error| of_io(&error, subject))?;
-        // Without a root it would take a file for an empty directory.
-        fs::read_dir(&root).map_err(|error| of_io(&error, subject))?;
-        let store =
-            LocalFileSystem::new_with_prefix(&root).map_err(|error| failure(&error, subject))?;
+    pub(super) async fn directory(path: &Path, subject: &str) -> Result<Self, OriginError> {
+        let path = path.to_owned();
+        let open = move || -> io::Result<_> {
+            let root = fs::canonicalize(path)?;
+            // Without this a file would be taken for an empty directory.
+            fs::read_dir(&root)?;
+            let store = LocalFileSystem::new_with_prefix(&root).map_err(io::Error::other)?;
+            Ok((store, root))
+        };
+        let (store, root) = elsewhere(open, subject).await?;
         Ok(Self {
             store: Arc::new(store),
             local: Some(root),
@@ -137,11 +141,12 @@ impl Bucket {
     /// nothing.
     pub(super) async fn names(&self, key: &str, subject: &str) -> Result<Vec<String>, OriginError> {
         if let Some(root) = &self.local {
-            match fs::canonicalize(root.join(key)) {
-                Ok(real) => check_inside(root, &real, subject)?,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-                Err(error) => return Err(of_io(&error, subject)),
-            }
+            let path = root.join(key);
+            let real = elsewhere(move || present(fs::canonicalize(path)), subject).await?;
+            let Some(real) = real else {
+                return Ok(Vec::new());
+            };
+            check_inside(root, &real, subject)?;
         }
         let key = parse(key, subject)?;
         let list = timeout(COLLECT_TIMEOUT, self.store.list_with_delimiter(Some(&key)))
@@ -220,6 +225,27 @@ fn missing(error: OriginError) -> OriginError {
 
 fn no_answer(subject: &str, seconds: u64) -> OriginError {
     OriginError::Unreachable(format!("{subject}: no answer in {seconds} s"))
+}
+
+/// Does what may block, on a network file system that has gone for ever, elsewhere.
+async fn elsewhere<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    subject: &str,
+) -> Result<T, OriginError> {
+    let done = timeout(HEADERS_TIMEOUT, tokio::task::spawn_blocking(work))
+        .await
+        .map_err(|_| no_answer(subject, HEADERS_TIMEOUT.as_secs()))?;
+    done.unwrap_or_else(|ended| Err(io::Error::other(ended)))
+        .map_err(|error| of_io(&error, subject))
+}
+
+/// The path, if something is there.
+fn present(path: io::Result<PathBuf>) -> io::Result<Option<PathBuf>> {
+    match path {
+        Ok(path) => Ok(Some(path)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn of_io(error: &io::Error, subject: &str) -> OriginError {
