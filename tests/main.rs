@@ -27,6 +27,7 @@ mod limits;
 mod mirror;
 mod origin;
 mod scaling;
+mod storage;
 mod support;
 mod tags;
 mod tls;

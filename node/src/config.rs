@@ -427,8 +427,10 @@ impl FromStr for OriginUrl {
     fn from_str(text: &str) -> Result<Self, String> {
         match Url::parse(text) {
             Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(Self(url)),
+            Ok(url) if text.starts_with("file:///") => Ok(Self(url)),
             _ => Err(format!(
-                "`{text}` is not an origin; write http://HOST[:PORT] or https://HOST[:PORT]"
+                "`{text}` is not an origin; write http://HOST[:PORT] or https://HOST[:PORT] for a \
+                 registry, file:///PATH for a directory"
             )),
         }
     }

@@ -20,6 +20,9 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 /// The realm of a registry behind a login.
 pub(crate) const LOGIN_REALM: &str = "the registry of the tests";
 
+/// Where a registry keeps what is pushed to it.
+const STORAGE: &str = "storage";
+
 /// The port that clients expect a registry at.
 const HTTPS_PORT: u16 = 443;
 
@@ -91,7 +94,7 @@ impl Registry {
     pub(crate) fn empty(place: &Place) -> Self {
         let directory = TempDir::new().expect("temporary directories can be made");
         let contents = Contents {
-            storage: directory.path().join("storage"),
+            storage: directory.path().join(STORAGE),
             read_only: false,
         };
         let url = Self::plain_url(place);
@@ -136,6 +139,11 @@ impl Registry {
     /// `host:port`.
     pub(crate) fn address(&self) -> String {
         format!("{}:{ORIGIN_PORT}", self.place.address)
+    }
+
+    /// The directory with what was pushed.
+    pub(crate) fn storage(&self) -> PathBuf {
+        self.directory.path().join(STORAGE)
     }
 
     /// The URL that a node is given for the upstream.

@@ -91,6 +91,23 @@ fn origins_come_with_their_certificates() {
 }
 
 #[test]
+fn an_origin_may_be_a_directory() {
+    let config = load(
+        RawConfig::default(),
+        &[],
+        "[origin]\n'a.test' = 'file:///srv/images'",
+    );
+    let config = config.unwrap();
+    let spec = &config.origins[&"a.test".parse().unwrap()];
+    assert_eq!(spec.url.as_str(), "file:///srv/images");
+    for text in ["/srv/images", "file:srv", "file://host/srv", "ftp://host/"] {
+        let file = format!("[origin]\n'a.test' = '{text}'");
+        let said = error(RawConfig::default(), &[], &file);
+        assert!(said.contains("file:///PATH"), "{said}");
+    }
+}
+
+#[test]
 fn an_error_names_the_place_and_the_value_and_what_to_write() {
     let flags = RawConfig {
         mirror: Some("5005".to_owned()),

@@ -129,8 +129,8 @@ impl Gate {
     /// None where every upstream is open.
     ///
     /// # Errors
-    /// Two upstreams that are the same registry have different rules; or the system gives no
-    /// randomness.
+    /// Two upstreams that are the same registry have different rules; one that is no registry is to
+    /// decide itself; or the system gives no randomness.
     pub(crate) fn new(
         rules: &BTreeMap<Upstream, Access>,
         origins: Origins,
@@ -145,6 +145,12 @@ impl Gate {
         all.extend(rules.clone());
         let mut registries: Vec<(url::Origin, &Upstream, Access)> = Vec::new();
         for (upstream, access) in &all {
+            if origins.storage(upstream).is_some() {
+                if *access == Access::Origin {
+                    return Err(OriginConfigError::AccessToStorage(upstream.clone()));
+                }
+                continue;
+            }
             let Ok(site) = origins.site(upstream) else {
                 continue;
             };

@@ -55,16 +55,30 @@ impl ContentRange {
     }
 }
 
-/// The bytes of a body of `expected` bytes where that is known, and of no more than `max`. Ends
-/// without an error only when all of them have come.
+/// Bytes as they come; why they break off does not matter.
+pub(super) type Pieces = BoxStream<'static, Result<Bytes, ()>>;
+
+/// The bytes of an answer, as [`counted`] has them.
 pub(super) fn stream(
     response: Response,
     expected: Option<u64>,
     max: u64,
     subject: String,
 ) -> BoxStream<'static, Result<Bytes, OriginError>> {
+    let pieces = response.bytes_stream().map_err(drop).boxed();
+    counted(pieces, expected, max, subject)
+}
+
+/// The bytes of a body of `expected` bytes where that is known, and of no more than `max`. Ends
+/// without an error only when all of them have come.
+pub(super) fn counted(
+    pieces: Pieces,
+    expected: Option<u64>,
+    max: u64,
+    subject: String,
+) -> BoxStream<'static, Result<Bytes, OriginError>> {
     let body = Body {
-        response,
+        pieces,
         expected,
         max,
         got: 0,
@@ -91,13 +105,18 @@ pub(super) async fn collect(
     if expected.is_some_and(|expected| expected > max) {
         return Err(too_large(subject, max));
     }
-    let whole = stream(response, expected, max, subject.to_owned()).try_fold(
-        BytesMut::new(),
-        async |mut whole, bytes| {
-            whole.extend_from_slice(&bytes);
-            Ok(whole)
-        },
-    );
+    gather(stream(response, expected, max, subject.to_owned()), subject).await
+}
+
+/// All of a bounded stream, in good time.
+pub(super) async fn gather(
+    stream: BoxStream<'static, Result<Bytes, OriginError>>,
+    subject: &str,
+) -> Result<Bytes, OriginError> {
+    let whole = stream.try_fold(BytesMut::new(), async |mut whole, bytes| {
+        whole.extend_from_slice(&bytes);
+        Ok(whole)
+    });
     match tokio::time::timeout(COLLECT_TIMEOUT, whole).await {
         Ok(whole) => whole.map(BytesMut::freeze),
         Err(_) => Err(OriginError::Unreachable(format!(
@@ -122,7 +141,7 @@ pub(super) fn too_large(subject: &str, max: u64) -> OriginError {
 }
 
 struct Body {
-    response: Response,
+    pieces: Pieces,
     expected: Option<u64>,
     max: u64,
     got: u64,
@@ -136,19 +155,19 @@ impl Body {
             expected: body.expected,
             got: body.got,
         };
-        match tokio::time::timeout(BODY_IDLE_TIMEOUT, self.response.chunk()).await {
-            Ok(Ok(Some(bytes))) => {
+        match tokio::time::timeout(BODY_IDLE_TIMEOUT, self.pieces.next()).await {
+            Ok(Some(Ok(bytes))) => {
                 self.got += bytes.len() as u64;
                 if self.got > self.expected.unwrap_or(self.max) {
                     return Err(too_large(&self.subject, self.expected.unwrap_or(self.max)));
                 }
                 Ok(Some(bytes))
             }
-            Ok(Ok(None)) if self.expected.is_some_and(|expected| self.got < expected) => {
+            Ok(None) if self.expected.is_some_and(|expected| self.got < expected) => {
                 Err(truncated(self))
             }
-            Ok(Ok(None)) => Ok(None),
-            Ok(Err(_)) => Err(truncated(self)),
+            Ok(None) => Ok(None),
+            Ok(Some(Err(()))) => Err(truncated(self)),
             Err(_) => Err(OriginError::Unreachable(format!(
                 "{}: no bytes came for {} s after the first {}",
                 self.subject,

@@ -22,9 +22,10 @@ pub struct OriginsConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OriginSpec {
-    /// The registry, `http://` or `https://`; a path is put before `/v2/`.
+    /// A registry, `http://` or `https://`, whose path is put before `/v2/`; or a directory,
+    /// `file:///` and its path, that is a registry's storage or an OCI image layout.
     ///
-    /// The operator vouches for this host, so it may be private, on any port, and so may the
+    /// The operator vouches for a registry's host, so it may be private, on any port, and so may the
     /// hosts that it redirects to or names as token realm if all its own addresses are private
     /// (a registry and its store on one network). A registry with a public address leads to
     /// other hosts at public addresses only. Plain http is followed only from an `http://` URL.
@@ -63,10 +64,10 @@ pub enum Secret {
 /// Why the configuration of origins cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum OriginConfigError {
-    /// The URL cannot be that of a registry.
+    /// The URL cannot be that of an origin.
     #[error(
-        "upstream {upstream}: `{url}` is not the URL of a registry: {problem}; write \
-         http://HOST[:PORT] or https://HOST[:PORT]"
+        "upstream {upstream}: `{url}` is not the URL of an origin: {problem}; write \
+         http://HOST[:PORT] or https://HOST[:PORT] for a registry, file:///PATH for a directory"
     )]
     Url {
         /// Whose.
@@ -99,6 +100,20 @@ pub enum OriginConfigError {
         /// Which file.
         path: PathBuf,
     },
+    /// What belongs to a registry is said of a directory.
+    #[error("upstream {upstream} is a directory, which needs no {what}; leave that out")]
+    Unfit {
+        /// Whose.
+        upstream: Upstream,
+        /// What it does not need.
+        what: &'static str,
+    },
+    /// Clients are to be judged by an origin that knows no clients.
+    #[error(
+        "upstream {0} is a directory: it knows no users and cannot decide who may read it, as \
+         `origin` asks; give it --access {0}=open, or leave the rule out"
+    )]
+    AccessToStorage(Upstream),
     /// Two names of one registry have different rules for who may read it.
     #[error(
         "upstreams {one} and {other} are the same registry, and one of them is open: what the other \
@@ -128,19 +143,29 @@ impl OriginSpec {
         }
     }
 
+    /// The directory in `url`, if that is what it names.
+    pub(super) fn directory(&self) -> Option<PathBuf> {
+        (self.url.scheme() == "file")
+            .then(|| self.url.to_file_path().ok())
+            .flatten()
+    }
+
     /// Checks what a URL's type does not.
     pub(super) fn check(&self, upstream: &Upstream) -> Result<(), OriginConfigError> {
         let url = &self.url;
-        let problem = if !matches!(url.scheme(), "http" | "https") {
-            "its scheme is neither http nor https"
-        } else if url.host().is_none() {
+        let local = url.scheme() == "file";
+        let problem = if local && self.directory().is_none() {
+            "it names no path on this host"
+        } else if !matches!(url.scheme(), "http" | "https" | "file") {
+            "its scheme is none of http, https and file"
+        } else if !local && url.host().is_none() {
             "it has no host"
         } else if !url.username().is_empty() || url.password().is_some() {
             "credentials do not belong in it but in `credentials` or docker's config.json"
         } else if url.query().is_some() || url.fragment().is_some() {
             "it has a query or a fragment"
         } else {
-            return Ok(());
+            return self.check_directory(upstream);
         };
         let mut shown = url.clone();
         // Fails only for URLs that cannot hold a password.
@@ -149,6 +174,18 @@ impl OriginSpec {
             upstream: upstream.clone(),
             url: shown.into(),
             problem,
+        })
+    }
+
+    fn check_directory(&self, upstream: &Upstream) -> Result<(), OriginConfigError> {
+        let what = match (self.url.scheme(), &self.ca_file, &self.credentials) {
+            ("file", Some(_), _) => "certificates",
+            ("file", None, Some(_)) => "logins",
+            _ => return Ok(()),
+        };
+        Err(OriginConfigError::Unfit {
+            upstream: upstream.clone(),
+            what,
         })
     }
 }
@@ -205,11 +242,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_registrys_url_is_refused() {
+    fn what_is_not_an_origins_url_is_refused() {
         let upstream: Upstream = "a.test".parse().unwrap();
         for url in [
             "ftp://a.test",
             "unix:/run/registry.sock",
+            "file://elsewhere/srv/images",
+            "file:///srv/images?x=1",
             "https://user:word@a.test",
             "https://a.test/?x=1",
         ] {
@@ -217,7 +256,13 @@ mod tests {
             let error = spec.check(&upstream).unwrap_err().to_string();
             assert!(!error.contains("word@"), "{error}");
         }
-        let spec = OriginSpec::at(Url::parse("https://a.test:5000/prefix").unwrap());
-        assert!(spec.check(&upstream).is_ok());
+        for url in ["https://a.test:5000/prefix", "file:///srv/images"] {
+            let spec = OriginSpec::at(Url::parse(url).unwrap());
+            assert!(spec.check(&upstream).is_ok());
+        }
+        let mut spec = OriginSpec::at(Url::parse("file:///srv/images").unwrap());
+        spec.ca_file = Some("/ca.pem".into());
+        let error = spec.check(&upstream).unwrap_err().to_string();
+        assert!(error.contains("certificates"), "{error}");
     }
 }

@@ -74,3 +74,9 @@ pub(super) const HELD_MAX: usize = 65_536;
 
 /// The bytes of an origin's challenges that are relayed to a client, whose own bounds are not larger.
 pub(super) const CHALLENGE_BYTES_MAX: usize = 4096;
+
+/// A link in a registry's storage: a digest of sha512 has 135 characters.
+pub(super) const LINK_BYTES_MAX: u64 = 1024;
+
+/// Read of a file at once: large enough that handing reads to other threads costs little.
+pub(super) const FILE_READ_BYTES: usize = 256 << 10;

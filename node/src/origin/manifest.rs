@@ -47,19 +47,32 @@ pub(super) async fn read(response: Response, subject: &str) -> Result<Bytes, Ori
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default()
         .to_ascii_lowercase();
-    let not_one = |problem: String| {
-        OriginError::Invalid(format!(
-            "{subject}: the answer is no manifest but {problem}; is this the URL of a registry, \
-             and nothing in between?"
-        ))
-    };
     if media_type.starts_with("text/html") {
-        return Err(not_one("an HTML page".to_owned()));
+        return Err(not_one("an HTML page", subject));
     }
     let manifest = body::collect(response, MANIFEST_BYTES_MAX, subject).await?;
+    checked(manifest, &media_type, subject)
+}
+
+/// A manifest, if these bytes can be one.
+pub(super) fn checked(
+    manifest: Bytes,
+    media_type: &str,
+    subject: &str,
+) -> Result<Bytes, OriginError> {
     match serde_json::from_slice::<IgnoredAny>(&manifest) {
         Ok(_) if manifest.trim_ascii_start().starts_with(b"{") => Ok(manifest),
-        Ok(_) => Err(not_one("JSON that is no object".to_owned())),
-        Err(problem) => Err(not_one(format!("{media_type} that is no JSON ({problem})"))),
+        Ok(_) => Err(not_one("JSON that is no object", subject)),
+        Err(problem) => {
+            let what = format!("{media_type} that is no JSON ({problem})");
+            Err(not_one(&what, subject))
+        }
     }
+}
+
+fn not_one(what: &str, subject: &str) -> OriginError {
+    OriginError::Invalid(format!(
+        "{subject}: the answer is no manifest but {what}; is this the URL of a registry, and \
+         nothing in between?"
+    ))
 }

@@ -11,8 +11,8 @@ use shoal_protocol::{
 };
 
 use super::{
-    Origins, asking::Asking, body, error::OriginError, limits::CHALLENGE_BYTES_MAX, refusal,
-    refuses_method, site::Answer,
+    Origins, Source, asking::Asking, body, error::OriginError, limits::CHALLENGE_BYTES_MAX,
+    refusal, registry::refuses_method, site::Answer,
 };
 
 /// What somebody wants to read.
@@ -71,17 +71,21 @@ impl Origins {
         object: &Object,
         reader: Reader<'_>,
     ) -> Result<(), Refusal> {
+        let registry = match self.source(hint)? {
+            Source::Registry(registry) => registry,
+            // No client's credentials mean anything there: the node's own reading is all there is.
+            Source::Storage(storage) => return Ok(storage.holds(hint, object).await?),
+        };
         let repository = &hint.repository;
         let (mut asking, method) = match object {
             Object::Manifest(selector) => {
                 let path = format!("{repository}/manifests/{selector}");
-                let asking = self.asking(hint, &path, &format!("manifest {selector}"))?;
+                let asking = registry.asking(&path, &format!("manifest {selector}"));
                 (asking.accepting_manifests(), Method::HEAD)
             }
-            Object::Blob(digest) => (self.asking_blob(digest, hint)?, Method::HEAD),
+            Object::Blob(digest) => (registry.asking_blob(digest), Method::HEAD),
             Object::Lists => {
-                let mut asking =
-                    self.asking(hint, &format!("{repository}/tags/list"), "the tags")?;
+                let mut asking = registry.asking(&format!("{repository}/tags/list"), "the tags");
                 asking.url.set_query(Some("n=1"));
                 (asking, Method::GET)
             }
@@ -110,6 +114,9 @@ impl Origins {
         upstream: &Upstream,
         authorization: Option<&HeaderValue>,
     ) -> Result<(), Refusal> {
+        if self.storage(upstream).is_some() {
+            return Ok(());
+        }
         let site = self.site(upstream)?;
         let subject = format!("asking {} for /v2/", site.base);
         let answer = site

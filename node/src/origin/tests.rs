@@ -7,7 +7,10 @@ mod logins;
 mod manifests;
 mod transfers;
 
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
+use reqwest::StatusCode;
+use shoal_protocol::limits::BLOB_BYTES_MAX;
+use url::Url;
 
 use super::{fake::Fake, *};
 

@@ -421,3 +421,20 @@ async fn a_client_without_an_upstream_is_greeted_for_the_default_or_the_only_one
     assert_eq!(others.greet(None, &hub, None).await, Ok(()));
     assert_eq!(registry.asked(), asked);
 }
+
+#[test]
+fn a_directory_cannot_decide_who_may_read() {
+    let upstream = hint().upstream;
+    let spec = OriginSpec::at(Url::parse("file:///srv/images").unwrap());
+    let origins = with_spec(spec);
+    let gate = |access| {
+        let rules = BTreeMap::from([
+            (upstream.clone(), access),
+            ("other.test".parse().unwrap(), Access::Origin),
+        ]);
+        Gate::new(&rules, origins.clone()).map(drop)
+    };
+    gate(Access::Open).unwrap();
+    let error = gate(Access::Origin).unwrap_err().to_string();
+    assert!(error.contains("knows no users"), "{error}");
+}
