@@ -4,9 +4,11 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::support::clock::wait_until;
 use crate::support::daemon::{Node, Options};
 use crate::support::image::Image;
 use crate::support::place::Place;
@@ -15,6 +17,9 @@ use crate::support::swarm::Swarm;
 use crate::support::{MIB, REPOSITORY, SHOAL, TAG, UPSTREAM, client, machine, push};
 
 const NODES: usize = 3;
+
+/// How long a node may give the tag's former image: ages of tags are whole seconds.
+const TAG_LIMIT: Duration = Duration::from_secs(10);
 
 /// Allowed beside the bytes of a copy: what was on the way when a range ended early.
 const SLACK: f64 = 0.02;
@@ -111,8 +116,9 @@ fn nodes_pull_from_an_image_layout_and_see_its_index_change() {
     push::image(&registry, REPOSITORY, TAG, &second);
     copy_as_layout(&registry, &layout);
     registry.stop();
-    node.pull(&second)
-        .expect("the tag names the other image now");
+    wait_until("the tag names the other image", TAG_LIMIT, || {
+        node.pull(&second).is_ok()
+    });
 }
 
 #[test]
