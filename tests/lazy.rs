@@ -132,8 +132,10 @@ fn several_ranges_of_a_cold_blob_are_fetched_and_not_what_lies_between() {
         rest = rest.strip_prefix(&*wanted).expect("the bytes of the part");
     }
     assert_eq!(rest, format!("\r\n--{boundary}--\r\n").as_bytes());
+    // Most often 0.2 s and 2 MiB. Where the steward hears of one range before the others, these wait
+    // until one of the leases that it granted in between has ended: 3.5 s and 54 MiB.
     assert!(
-        took < Duration::from_secs(3) && read < 32 * MIB,
+        took < Duration::from_secs(7) && read < 112 * MIB,
         "{took:?}, {read} bytes"
     );
 }
