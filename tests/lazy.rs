@@ -69,34 +69,29 @@ impl Scene {
     }
 }
 
+/// Says what something cost, and asserts that it was less than so many seconds, and MiB of the origin.
+fn check(what: &str, (took, read): (Duration, u64), seconds: u64, mebibytes: u64) {
+    println!("{what}: {took:.2?}, {} MiB from the origin", read / MIB);
+    assert!(
+        took < Duration::from_secs(seconds) && read < mebibytes * MIB,
+        "{what}: {took:?}, {read} bytes"
+    );
+}
+
 #[test]
 fn a_range_of_a_cold_blob_comes_before_the_rest_of_it() {
     let _machine = machine();
     let scene = Scene::of(1, 60);
     let node = &scene.swarm.nodes[0];
-    let (took, read) = scene.range(node, 128 * MIB..132 * MIB);
-    println!(
-        "4 MiB of 256, cold: {took:.2?}, {} MiB from the origin",
-        read / MIB
-    );
-    assert!(
-        took < Duration::from_secs(3) && read < 32 * MIB,
-        "{took:?}, {read} bytes"
-    );
+    let cost = scene.range(node, 128 * MIB..132 * MIB);
+    check("4 MiB of 256, cold", cost, 3, 32);
 
     // The rest follows in the background, and holds up no further range.
     wait_until("the rest follows", Duration::from_secs(20), || {
         scene.read() > 64 * MIB
     });
-    let (took, read) = scene.range(node, 200 * MIB..204 * MIB);
-    println!(
-        "4 MiB of 256, the rest under way: {took:.2?}, {} MiB from the origin",
-        read / MIB
-    );
-    assert!(
-        took < Duration::from_secs(5) && read < 64 * MIB,
-        "{took:?}, {read} bytes"
-    );
+    let cost = scene.range(node, 200 * MIB..204 * MIB);
+    check("4 MiB of 256, the rest under way", cost, 5, 64);
 }
 
 #[test]
@@ -106,11 +101,7 @@ fn several_ranges_of_a_cold_blob_are_fetched_and_not_what_lies_between() {
     let line = "Range: bytes=209715200-209719295,104857600-104861695,0-1";
     let start = clock::now();
     let answer = raw::get(&scene.swarm.nodes[1].mirror(), &scene.target(), &[line]);
-    let (took, read) = (start.elapsed(), scene.read());
-    println!(
-        "3 ranges of 256 MiB, cold: {took:.2?}, {} MiB from the origin",
-        read / MIB
-    );
+    let cost = (start.elapsed(), scene.read());
     assert_eq!(answer.status, 206);
     let length = answer.body.len().to_string();
     assert_eq!(answer.header("content-length"), Some(&*length));
@@ -134,10 +125,7 @@ fn several_ranges_of_a_cold_blob_are_fetched_and_not_what_lies_between() {
     assert_eq!(rest, format!("\r\n--{boundary}--\r\n").as_bytes());
     // Most often 0.2 s and 2 MiB. Where the steward hears of one range before the others, these wait
     // until one of the leases that it granted in between has ended: 3.5 s and 54 MiB.
-    assert!(
-        took < Duration::from_secs(7) && read < 112 * MIB,
-        "{took:?}, {read} bytes"
-    );
+    check("3 ranges of 256 MiB, cold", cost, 7, 112);
 }
 
 /// As containerd 2.1 reads a layer in parallel: each request is open-ended, and dropped after a part.
@@ -173,26 +161,12 @@ fn open_ended_ranges_that_are_dropped_cost_their_parts_and_leave_nothing() {
             });
         }
     });
-    let (took, read) = (start.elapsed(), scene.read());
-    println!(
-        "8 parts of 2 MiB, cold: {took:.2?}, {} MiB from the origin",
-        read / MIB
-    );
-    assert!(
-        took < Duration::from_secs(6) && read < 96 * MIB,
-        "{took:?}, {read} bytes"
-    );
+    let cost = (start.elapsed(), scene.read());
+    check("8 parts of 2 MiB, cold", cost, 6, 96);
 
     // Their tails wait like the rest of the blob.
-    let (took, read) = scene.range(node, 250 * MIB..252 * MIB);
-    println!(
-        "2 MiB after them: {took:.2?}, {} MiB from the origin",
-        read / MIB
-    );
-    assert!(
-        took < Duration::from_secs(4) && read < 64 * MIB,
-        "{took:?}, {read} bytes"
-    );
+    let cost = scene.range(node, 250 * MIB..252 * MIB);
+    check("2 MiB after them", cost, 4, 64);
 
     wait_until(
         "the connections are closed",

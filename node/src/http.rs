@@ -253,12 +253,11 @@ where
         let last = !request.body().is_end_stream();
         let (reply, activity) = (handler(request), activity.clone());
         async move {
-            let mut reply = reply.await.map(|body| activity.until_the_end_of(body));
+            let mut reply = reply.await;
             if last {
-                let close = HeaderValue::from_static("close");
-                reply.headers_mut().insert(CONNECTION, close);
+                end_connection(&mut reply);
             }
-            Ok::<_, Infallible>(reply)
+            Ok::<_, Infallible>(reply.map(|body| activity.until_the_end_of(body)))
         }
     });
     let connection = http1::Builder::new()
@@ -297,10 +296,14 @@ where
 fn https_only() -> Reply {
     let told = "this port speaks https, and the request came by plain http\n";
     let mut reply = full(StatusCode::BAD_REQUEST, "text/plain; charset=utf-8", told);
+    end_connection(&mut reply);
     reply
-        .headers_mut()
-        .insert(CONNECTION, HeaderValue::from_static("close"));
-    reply
+}
+
+/// Has the connection end with this answer.
+fn end_connection(reply: &mut Reply) {
+    let close = HeaderValue::from_static("close");
+    reply.headers_mut().insert(CONNECTION, close);
 }
 
 /// An answer whose body is at hand, with its exact length. hyper leaves the body out for HEAD.

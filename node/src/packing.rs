@@ -73,20 +73,24 @@ impl Meter {
 }
 
 /// A chunk on its way; it counts once it is [sent](Self::sent).
-pub(crate) struct Sending<'a>(&'a Packer);
+pub(crate) struct Sending<'a> {
+    packer: &'a Packer,
+    sent: u64,
+}
 
 impl Sending<'_> {
     /// So many bytes left this node.
-    pub(crate) fn sent(self, bytes: u64) {
-        self.0.meter().add(bytes);
+    pub(crate) fn sent(mut self, bytes: u64) {
+        self.sent = bytes;
     }
 }
 
 impl Drop for Sending<'_> {
     fn drop(&mut self) {
-        let mut meter = self.0.meter();
+        let mut meter = self.packer.meter();
         meter.tick(instant());
         meter.sending -= 1;
+        meter.add(self.sent);
     }
 }
 
@@ -103,7 +107,10 @@ impl Packer {
         let mut meter = self.meter();
         meter.tick(instant());
         meter.sending += 1;
-        Sending(self)
+        Sending {
+            packer: self,
+            sent: 0,
+        }
     }
 
     /// The chunk as a zstd frame, where sending that takes less time than sending the chunk. It

@@ -23,7 +23,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 use tokio_rustls::TlsAcceptor;
-use x509_parser::parse_x509_certificate;
+use x509_parser::{certificate::X509Certificate, parse_x509_certificate};
 
 use self::authority::Authority;
 use crate::{clock::unix_seconds, config::MirrorTls};
@@ -249,7 +249,12 @@ fn certified(
 /// The second since 1970 at which a certificate ends.
 fn ends_at(certificate: &[u8]) -> Result<u64, String> {
     let (_, read) = parse_x509_certificate(certificate).map_err(|error| error.to_string())?;
-    Ok(u64::try_from(read.validity().not_after.timestamp()).unwrap_or(0))
+    Ok(end_of(&read))
+}
+
+/// The same of one that was read.
+fn end_of(certificate: &X509Certificate<'_>) -> u64 {
+    u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0)
 }
 
 #[cfg(test)]

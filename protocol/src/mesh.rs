@@ -105,9 +105,9 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Chunks that are not read yet.
-    fn left(&self) -> u32 {
-        self.lease.end - self.next
+    /// The chunks that are not stored yet.
+    fn left(&self) -> Range<u32> {
+        self.next..self.lease.end
     }
 
     fn report(&self) -> LeaseReport {
@@ -283,7 +283,7 @@ impl Mesh {
             open.remove(*chunk);
         }
         for running in self.leases.values() {
-            for chunk in running.next..running.lease.end {
+            for chunk in running.left() {
                 open.remove(chunk);
             }
         }
@@ -726,9 +726,13 @@ impl Mesh {
 
     /// Whether every chunk that is missing was asked for, of a peer or of the origin.
     fn is_all_on_its_way(&self) -> bool {
-        let reading: u32 = self.leases.values().map(Running::left).sum();
+        let reading: usize = self
+            .leases
+            .values()
+            .map(|running| running.left().len())
+            .sum();
         let missing = self.have.len() - self.have.count();
-        missing as usize <= self.flights.len() + reading as usize
+        missing as usize <= self.flights.len() + reading
     }
 
     pub(crate) fn progress(&mut self, ctx: &mut Ctx, from: Peer, chunk: u32) {
@@ -1168,16 +1172,14 @@ impl Mesh {
     /// The chunks that a reader is to get before anything else: the first that it lacks and the one
     /// after it, or all of a range that ends before the blob does. Some may be here.
     pub(crate) fn awaited(&self, reader: &Range<u32>) -> Range<u32> {
-        let most = if self.is_part(reader) {
-            RANGE_AHEAD
-        } else {
-            READ_AHEAD
-        };
+        let is_part = self.is_part(reader);
+        let most = if is_part { RANGE_AHEAD } else { READ_AHEAD };
         let end = reader.end.min(reader.start.saturating_add(most));
-        match self.have.next_clear(reader.start) {
-            Some(head) if head < end && self.is_part(reader) => head..end,
-            Some(head) if head < end => head..reader.end.min(head + 2),
-            _ => end..end,
+        let missing = self.have.next_clear(reader.start);
+        match missing.filter(|head| *head < end) {
+            None => end..end,
+            Some(head) if is_part => head..end,
+            Some(head) => head..reader.end.min(head + 2),
         }
     }
 
@@ -1190,7 +1192,7 @@ impl Mesh {
     fn urgent(&self) -> Vec<u32> {
         let is_leased = |chunk: u32| {
             let mut leases = self.leases.values();
-            leases.any(|running| (running.next..running.lease.end).contains(&chunk))
+            leases.any(|running| running.left().contains(&chunk))
         };
         let mut urgent: Vec<u32> = Vec::new();
         for reader in self.readers.values() {

@@ -19,7 +19,11 @@ pub(crate) fn blob(registry: &Registry, repository: &str, digest: &str, bytes: &
     } else {
         &[]
     };
-    let put = raw::ask(&address, "PUT", &target, length, bytes);
+    put(&address, &target, length, bytes);
+}
+
+fn put(address: &str, target: &str, headers: &[&str], body: &[u8]) {
+    let put = raw::ask(address, "PUT", target, headers, body);
     assert_eq!(
         put.status,
         201,
@@ -33,20 +37,7 @@ pub(crate) fn blob(registry: &Registry, repository: &str, digest: &str, bytes: &
 pub(crate) fn manifest(registry: &Registry, repository: &str, name: &str, kind: &str, json: &str) {
     let target = format!("/v2/{repository}/manifests/{name}");
     let kind = format!("Content-Type: {kind}");
-    let put = raw::ask(
-        &registry.address(),
-        "PUT",
-        &target,
-        &[&kind],
-        json.as_bytes(),
-    );
-    assert_eq!(
-        put.status,
-        201,
-        "{} {}",
-        put.head,
-        String::from_utf8_lossy(&put.body)
-    );
+    put(&registry.address(), &target, &[&kind], json.as_bytes());
 }
 
 /// Puts an image's blobs into `repository`, and its manifest under `tag`.

@@ -20,7 +20,7 @@ use rustls::{pki_types::PrivateKeyDer, sign::CertifiedKey};
 use time::OffsetDateTime;
 use x509_parser::{extensions::GeneralName, pem::parse_x509_pem};
 
-use super::{TlsError, certified};
+use super::{TlsError, certified, end_of};
 use crate::{clock::unix_seconds, cluster::create_private, config::MIRROR_CA_FILE};
 
 /// The name of the key's file within the data directory.
@@ -138,7 +138,6 @@ impl Authority {
         let Ok(read) = pem.parse_x509() else {
             return false;
         };
-        let ends = u64::try_from(read.validity().not_after.timestamp()).unwrap_or(0);
         let mut allowed: Vec<String> = match read.name_constraints() {
             Ok(Some(constraints)) => {
                 let permitted = constraints.value.permitted_subtrees.iter().flatten();
@@ -149,7 +148,7 @@ impl Authority {
             Ok(None) | Err(_) => return false,
         };
         allowed.sort();
-        ends > unix_seconds() + AUTHORITY_MARGIN_SECONDS
+        end_of(&read) > unix_seconds() + AUTHORITY_MARGIN_SECONDS
             && allowed == self.names
             && read.public_key().subject_public_key.as_ref() == self.key.public_key_raw()
     }
