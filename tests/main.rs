@@ -15,6 +15,7 @@
 )]
 
 mod access;
+mod carry;
 mod cli;
 mod clients;
 mod cluster;

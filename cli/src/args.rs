@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    cluster::ClusterArgs, demo::DemoArgs, node::NodeArgs, pull::PullArgs, setup::SetupArgs,
-    stats::StatsArgs,
+    cluster::ClusterArgs, demo::DemoArgs, export::ExportArgs, import::ImportArgs, node::NodeArgs,
+    pull::PullArgs, setup::SetupArgs, stats::StatsArgs,
 };
 
 /// Pull container images through a swarm: a registry mirror on every host, one read of the origin.
@@ -24,6 +24,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     Node(Box<NodeArgs>),
     Pull(PullArgs),
+    Export(ExportArgs),
+    Import(ImportArgs),
     Stats(StatsArgs),
     Setup(SetupArgs),
     Cluster(ClusterArgs),

@@ -3,6 +3,8 @@
 mod admin;
 pub(crate) mod cluster;
 pub(crate) mod demo;
+pub(crate) mod export;
+pub(crate) mod import;
 pub(crate) mod node;
 pub(crate) mod pull;
 pub(crate) mod setup;
@@ -45,6 +47,8 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         match cli.command {
             Command::Node(args) => node::run(*args, cli.log).await,
             Command::Pull(args) => pull::run(args).await.map(|()| ExitCode::SUCCESS),
+            Command::Export(args) => export::run(args).await.map(|()| ExitCode::SUCCESS),
+            Command::Import(args) => import::run(args).await.map(|()| ExitCode::SUCCESS),
             Command::Stats(args) => stats::run(args).await.map(|()| ExitCode::SUCCESS),
             Command::Setup(args) => setup::run(args).await,
             Command::Cluster(args) => cluster::run(args),

@@ -3,7 +3,9 @@
 mod args;
 mod commands;
 mod demo;
+mod layout;
 mod output;
+mod progress;
 mod setup;
 
 use std::process::ExitCode;

@@ -1,22 +1,36 @@
-//! The admin endpoint: health, metrics, statistics, pulls on demand, a status page.
+//! The admin endpoint: health, metrics, statistics, pulls on demand, images in and out, a status page.
 
 use std::{future::Future, sync::Arc};
 
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
-use shoal_protocol::reference::Reference;
+use shoal_protocol::{
+    digest::Digest,
+    message::{BlobKind, Hint, TagKey},
+    reference::Reference,
+};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-pub use self::platform::{Platform, PlatformError};
+pub use self::{
+    carry::TagImported,
+    platform::{Platform, PlatformError},
+    token::{Token, token_file},
+};
+pub use crate::{
+    content::{BlobBody, Manifest, PullError},
+    import::{ImportBody, ImportError},
+};
 use crate::{
     http,
     stats::{NodeStats, SwarmStats},
 };
 
+mod carry;
 mod page;
 mod platform;
 mod routes;
+mod token;
 
 /// Whatever the admin endpoint reports on: the node, or a test's stand-in.
 pub trait Admin: Send + Sync + 'static {
@@ -34,6 +48,36 @@ pub trait Admin: Send + Sync + 'static {
 
     /// Fetches an image into this node. Dropping the stream stops reporting.
     fn pull(&self, reference: Reference, options: PullOptions) -> BoxStream<'static, PullEvent>;
+
+    /// The manifest that a reference names, from wherever it is to be had.
+    fn export_manifest(
+        &self,
+        reference: Reference,
+    ) -> impl Future<Output = Result<Manifest, PullError>> + Send;
+
+    /// A blob, from wherever it is to be had.
+    fn export_blob(
+        &self,
+        digest: Digest,
+        hint: Hint,
+    ) -> impl Future<Output = Result<BlobBody, PullError>> + Send;
+
+    /// Takes in a blob of `size` bytes. All of `body` is read, whatever comes of it.
+    fn import_blob(
+        &self,
+        digest: Digest,
+        kind: BlobKind,
+        size: u64,
+        body: ImportBody,
+    ) -> impl Future<Output = Result<(), ImportError>> + Send;
+
+    /// Has the swarm answer with this manifest, which is here with all that it names, where no origin
+    /// can be asked about the tag. Returns how many other members were told.
+    fn import_tag(
+        &self,
+        key: TagKey,
+        digest: Digest,
+    ) -> impl Future<Output = Result<u64, ImportError>> + Send;
 }
 
 /// What to fetch of an image.
@@ -90,11 +134,18 @@ pub struct PullLayer {
     pub media_type: String,
 }
 
-/// Serves the admin endpoint until `shutdown`; running answers then have 5 s to end.
-pub async fn serve<A: Admin>(listener: TcpListener, admin: Arc<A>, shutdown: CancellationToken) {
+/// Serves the admin endpoint until `shutdown`; running answers then have 5 s to end. Images go in and
+/// out for those alone who show `token`.
+pub async fn serve<A: Admin>(
+    listener: TcpListener,
+    admin: Arc<A>,
+    token: Token,
+    shutdown: CancellationToken,
+) {
+    let token = Arc::new(token);
     let handler = move |request| {
-        let admin = Arc::clone(&admin);
-        async move { routes::respond(&request, &*admin).await }
+        let (admin, token) = (Arc::clone(&admin), Arc::clone(&token));
+        async move { routes::respond(request, &*admin, &token).await }
     };
     http::serve(listener, None, handler, shutdown).await;
 }

@@ -47,6 +47,9 @@ pub(crate) const FACTS_MAX: usize = 1024;
 /// How often evictions are collected and gauges brought up to date.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
+/// Imported tags that are remembered: a member cannot fill the disk with them.
+const IMPORTS_MAX: usize = 10_000;
+
 /// Bytes of a node's statistics for another: the largest control message, with room for its frame.
 const STATS_BYTES_MAX: usize = CONTROL_FRAME_BYTES_MAX - 4096;
 
@@ -64,6 +67,12 @@ pub(crate) enum Fact {
     WantTag {
         key: TagKey,
         reply: oneshot::Sender<TagAnswer>,
+    },
+    /// The operator has imported an image under this tag; the answer is how many members are told.
+    TagImported {
+        key: TagKey,
+        record: TagRecord,
+        reply: oneshot::Sender<u64>,
     },
     /// Someone wants this node's statistics.
     WantStats { reply: oneshot::Sender<NodeStats> },
@@ -307,6 +316,22 @@ impl Driver {
                 waiting.push(reply);
                 self.event(Event::ResolveTag { key, known });
             }
+            Fact::TagImported { key, record, reply } => {
+                let members = self.core.members();
+                let me = NodeId(self.parts.key.verifying_key().to_bytes());
+                let others = members
+                    .into_iter()
+                    .filter(|peer| self.parts.directory.id(*peer) != me);
+                let mut told = 0;
+                for peer in others {
+                    told += 1;
+                    let (key, record) = (key.clone(), record.clone());
+                    self.parts
+                        .network
+                        .send(peer, Message::TagImported { key, record });
+                }
+                let _ = reply.send(told);
+            }
             Fact::WantStats { reply } => {
                 let _ = reply.send(self.node_stats());
             }
@@ -362,7 +387,13 @@ impl Driver {
                     }
                 };
                 let known = self.parts.store.tag(&key);
-                self.event(Event::TagAsked { key, result, known });
+                let imported = self.parts.store.import(&key).map(Box::new);
+                self.event(Event::TagAsked {
+                    key,
+                    result,
+                    known,
+                    imported,
+                });
             }
         }
     }
@@ -413,6 +444,15 @@ impl Driver {
             } => {
                 if let Some(reply) = self.stats.remove(&id) {
                     let _ = reply.send(json);
+                }
+            }
+            NetworkEvent::Message {
+                from,
+                message: Message::TagImported { key, record },
+            } => {
+                // Nobody speaks for another.
+                if self.parts.directory.id(from) == record.asked_by {
+                    self.remember_import(&key, &record);
                 }
             }
             NetworkEvent::Message { from, message } => {
@@ -689,8 +729,10 @@ impl Driver {
                 });
             }
             Action::TagResolved { key, answer } => {
-                if let TagAnswer::Fresh(record) = &answer {
-                    self.remember_tag(&key, record);
+                match &answer {
+                    TagAnswer::Fresh(record) => self.remember_tag(&key, record),
+                    TagAnswer::Imported(record) => self.remember_import(&key, record),
+                    TagAnswer::Stale(..) | TagAnswer::Failed(_) => {}
                 }
                 for reply in self.tags.remove(&key).unwrap_or_default() {
                     let _ = reply.send(answer.clone());
@@ -721,6 +763,38 @@ impl Driver {
         if let Err(error) = self.parts.store.put_tag(key, record) {
             tracing::warn!(
                 "cannot remember what {}:{} names: {error}",
+                key.repository,
+                key.tag
+            );
+        }
+    }
+
+    /// Keeps what another node's operator imported last under a tag. What this node's own did is kept
+    /// already, and nobody else can say so: it goes before what this node remembers.
+    fn remember_import(&self, key: &TagKey, record: &TagRecord) {
+        let me = NodeId(self.parts.key.verifying_key().to_bytes());
+        let store = &self.parts.store;
+        let known = store.import(key);
+        if record.asked_by == me || known.as_ref() == Some(record) {
+            return;
+        }
+        let kept = match store.imports() {
+            Ok(count) if known.is_none() && count >= IMPORTS_MAX => {
+                tracing::warn!(
+                    "node {:?} has imported {}:{}; as {IMPORTS_MAX} imported tags are known \
+                     already, it is not remembered",
+                    record.asked_by,
+                    key.repository,
+                    key.tag
+                );
+                return;
+            }
+            Ok(_) => store.put_import(key, record),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = kept {
+            tracing::warn!(
+                "cannot remember that {}:{} was imported: {error}",
                 key.repository,
                 key.tag
             );

@@ -27,6 +27,7 @@ use crate::{
     content::{BlobBody, Content, Manifest, PullError, Span, Stale},
     driver::{Fact, Parts},
     image,
+    import::{self, ImportBody, ImportError},
     mirror::media_type_of,
     stats::{NodeStats, SwarmStats},
     store::{Blob, BlobState, Demand, DemandEvent},
@@ -127,7 +128,7 @@ impl Handle {
         }
     }
 
-    fn read(
+    pub(crate) fn read(
         &self,
         blob: &Arc<Blob>,
         range: std::ops::Range<u64>,
@@ -186,6 +187,13 @@ impl Handle {
                     }),
                 ))
             }
+            TagAnswer::Imported(record) => Ok((
+                record.digest,
+                Some(Stale {
+                    reason: "no origin can be asked; this was imported from a file".to_owned(),
+                    age_seconds: unix_seconds().saturating_sub(record.asked_at),
+                }),
+            )),
             TagAnswer::Failed(TagFailure::NotFound(text)) => Err(PullError::NotFound(text)),
             TagAnswer::Failed(TagFailure::Denied(text)) => Err(PullError::Denied(text)),
             TagAnswer::Failed(TagFailure::Throttled(seconds)) => Err(PullError::Throttled {
@@ -390,5 +398,27 @@ impl Admin for Handle {
 
     fn pull(&self, reference: Reference, options: PullOptions) -> BoxStream<'static, PullEvent> {
         image::pull(self.clone(), reference, options)
+    }
+
+    async fn export_manifest(&self, reference: Reference) -> Result<Manifest, PullError> {
+        self.manifest(reference).await
+    }
+
+    async fn export_blob(&self, digest: Digest, hint: Hint) -> Result<BlobBody, PullError> {
+        self.blob(digest, hint, Span::Whole).await
+    }
+
+    async fn import_blob(
+        &self,
+        digest: Digest,
+        kind: BlobKind,
+        size: u64,
+        body: ImportBody,
+    ) -> Result<(), ImportError> {
+        import::blob(self, digest, kind, size, body).await
+    }
+
+    async fn import_tag(&self, key: TagKey, digest: Digest) -> Result<u64, ImportError> {
+        import::tag(self, key, digest).await
     }
 }

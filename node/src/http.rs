@@ -99,6 +99,39 @@ pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
 /// The answer to a request.
 pub(crate) type Reply = Response<UnsyncBoxBody<Bytes, BodyError>>;
 
+/// The body of a request. None is read but of those who may import.
+pub(crate) struct RequestBody {
+    incoming: Incoming,
+    seen: HeadSeen,
+}
+
+impl RequestBody {
+    /// Its pieces, in order.
+    pub(crate) fn into_stream(self) -> impl Stream<Item = io::Result<Bytes>> + Send {
+        futures::stream::try_unfold(self, |mut body| async {
+            let data = body.next().await?;
+            Ok(data.map(|data| (data, body)))
+        })
+    }
+
+    async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        loop {
+            let frame = tokio::time::timeout(ANSWER_TIMEOUT, self.incoming.frame()).await;
+            // What came is no part of a further head, whose time would be running.
+            self.seen.set();
+            let frame = frame.map_err(|_| io::ErrorKind::TimedOut)?;
+            match frame.transpose().map_err(io::Error::other)? {
+                None => return Ok(None),
+                Some(frame) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Ok(Some(data));
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Listens for connections, on an address that an earlier process may have just left.
 pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = match address {
@@ -118,7 +151,7 @@ pub(crate) async fn serve<H, F>(
     handler: H,
     shutdown: CancellationToken,
 ) where
-    H: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    H: Fn(Request<RequestBody>) -> F + Clone + Send + 'static,
     F: Future<Output = Reply> + Send + 'static,
 {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -189,7 +222,7 @@ struct Terms {
 
 async fn connection<H, F>(stream: TcpStream, tls: Option<TlsAcceptor>, handler: H, terms: Terms)
 where
-    H: Fn(Request<Incoming>) -> F + Send + 'static,
+    H: Fn(Request<RequestBody>) -> F + Send + 'static,
     F: Future<Output = Reply> + Send + 'static,
 {
     let mut first = [0];
@@ -230,7 +263,7 @@ where
 async fn converse<S, H, F>(stream: S, handler: H, terms: Terms)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    H: Fn(Request<Incoming>) -> F + Send + 'static,
+    H: Fn(Request<RequestBody>) -> F + Send + 'static,
     F: Future<Output = Reply> + Send + 'static,
 {
     let Terms {
@@ -248,9 +281,13 @@ where
     let service = service_fn(move |request: Request<Incoming>| {
         head_seen.set();
         activity.asked();
-        // No body is ever read. Where one ends may be a matter of opinion (RFC 9112, section 11.2):
-        // what follows it is not taken for a request.
+        // Where a body ends may be a matter of opinion (RFC 9112, section 11.2): what follows it is not
+        // taken for a request.
         let last = !request.body().is_end_stream();
+        let request = request.map(|incoming| RequestBody {
+            incoming,
+            seen: head_seen.clone(),
+        });
         let (reply, activity) = (handler(request), activity.clone());
         async move {
             let mut reply = reply.await;

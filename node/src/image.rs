@@ -31,19 +31,21 @@ const EVENTS_MAX: usize = 256;
 /// An index may name an index; no image seen goes deeper.
 const INDEX_DEPTH_MAX: usize = 3;
 
+/// What a manifest names.
 #[derive(Deserialize)]
-struct Document {
+pub(crate) struct Document {
     #[serde(default)]
-    manifests: Vec<Entry>,
+    pub(crate) manifests: Vec<Entry>,
     #[serde(default)]
-    config: Option<Entry>,
+    pub(crate) config: Option<Entry>,
     #[serde(default)]
-    layers: Vec<Entry>,
+    pub(crate) layers: Vec<Entry>,
 }
 
+/// A manifest or blob as another names it.
 #[derive(Deserialize)]
-struct Entry {
-    digest: String,
+pub(crate) struct Entry {
+    pub(crate) digest: String,
     size: u64,
     #[serde(rename = "mediaType", default)]
     media_type: String,

@@ -13,6 +13,7 @@ mod faults;
 mod handle;
 mod http;
 mod image;
+mod import;
 pub mod metrics;
 pub mod mirror;
 pub mod network;

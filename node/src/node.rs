@@ -62,6 +62,14 @@ pub enum NodeError {
         /// Why.
         source: io::Error,
     },
+    /// The token of the admin endpoint cannot be written.
+    #[error("cannot write {path}, which lets its readers export and import images: {source}")]
+    Token {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// A key, a ticket or the node's identity is missing or not what it should be.
     #[error(transparent)]
     Cluster(#[from] ClusterError),
@@ -136,6 +144,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Node
         settle_after: SETTLE_AFTER,
     })
     .await?;
+    let token = admin::Token::create(&config.data_dir).map_err(|source| NodeError::Token {
+        path: admin::token_file(&config.data_dir),
+        source,
+    })?;
     let identity = Identity::load_or_create(&config.data_dir)?;
     let admission = match (&config.cluster_key, &config.ticket) {
         (Some(path), _) => Admission::with_key(ClusterKey::load(path)?, &identity),
@@ -225,7 +237,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Node
                 options,
                 shutdown.clone()
             ),
-            admin::serve(admin_listener, Arc::new(handle.clone()), shutdown.clone()),
+            admin::serve(
+                admin_listener,
+                Arc::new(handle.clone()),
+                token,
+                shutdown.clone()
+            ),
         )
     };
     tokio::select! {

@@ -23,6 +23,7 @@ mod reader;
 mod room;
 mod settle;
 mod sidecar;
+mod staged;
 mod tags;
 #[cfg(test)]
 mod tests;
@@ -53,7 +54,8 @@ pub use self::{
     error::StoreError,
     layout::free_bytes,
     room::Usage,
-    verify::Verdict,
+    staged::{Admitted, Staged},
+    verify::{Hasher, Verdict},
 };
 use self::{
     index::Index,
@@ -91,6 +93,7 @@ struct Shared {
     layout: Layout,
     index: Index,
     tags: Tags,
+    imports: Tags,
     room: Room,
     unsettled: Unsettled,
     entries: Mutex<HashMap<Digest, Arc<Entry>>>,
@@ -183,6 +186,7 @@ impl Store {
         let used = found.iter().map(|entry| entry.size).sum();
         let store = Self(Arc::new(Shared {
             tags: Tags::new(layout.refs()),
+            imports: Tags::new(layout.imports()),
             room: Room::new(config.quota_bytes, config.min_free_bytes, used),
             unsettled: Unsettled::new(config.settle_after),
             entries: Mutex::new(
@@ -354,6 +358,28 @@ impl Store {
     /// What a tag named when it was last seen.
     pub fn tag(&self, key: &TagKey) -> Option<TagRecord> {
         self.0.tags.get(key)
+    }
+
+    /// Remembers under which tag an operator has imported an image, in place of what was imported
+    /// before. On disk when this returns.
+    ///
+    /// # Errors
+    /// File-system errors; the record before then stays.
+    pub fn put_import(&self, key: &TagKey, record: &TagRecord) -> Result<(), StoreError> {
+        self.0.imports.put(key, record)
+    }
+
+    /// What was last imported under a tag.
+    pub fn import(&self, key: &TagKey) -> Option<TagRecord> {
+        self.0.imports.get(key)
+    }
+
+    /// How many tags images were imported under.
+    ///
+    /// # Errors
+    /// File-system errors.
+    pub fn imports(&self) -> Result<usize, StoreError> {
+        self.0.imports.count()
     }
 
     /// The open blob of an entry that is on disk. The slot is the entry's own.

@@ -500,8 +500,19 @@ impl Core {
                 let known = known.map(|(record, age)| (record, Duration::from_secs(age)));
                 self.tags.resolve(&mut self.ctx, key, known);
             }
-            Event::TagAsked { key, result, known } => {
-                self.tags.origin_said(&mut self.ctx, key, result, known);
+            Event::TagAsked {
+                key,
+                result,
+                known,
+                imported,
+            } => {
+                self.tags.origin_said(
+                    &mut self.ctx,
+                    key,
+                    result,
+                    known,
+                    imported.map(|record| *record),
+                );
             }
         }
     }
@@ -725,7 +736,7 @@ impl Core {
             Message::Tag { key, answer } => self.tags.answered(ctx, from, key, answer),
 
             // The driver's own affair.
-            Message::AskStats { .. } | Message::Stats { .. } => {}
+            Message::TagImported { .. } | Message::AskStats { .. } | Message::Stats { .. } => {}
         }
     }
 

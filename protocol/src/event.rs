@@ -219,6 +219,8 @@ pub enum Event {
         result: Result<TagRecord, TagFailure>,
         /// What is stored of the tag here, for when it could not be asked.
         known: Option<TagRecord>,
+        /// What another node's operator has imported under it, for when nobody knows of an origin's word.
+        imported: Option<Box<TagRecord>>,
     },
 }
 

@@ -125,6 +125,8 @@ pub enum TagAnswer {
     Stale(TagRecord, String),
     /// No answer.
     Failed(TagFailure),
+    /// No origin has said so: the operator of the node that the record names imported it, then.
+    Imported(TagRecord),
 }
 
 /// A member as full membership lists carry it.
@@ -396,6 +398,15 @@ pub enum Message<P = Peer> {
         answer: TagAnswer,
     },
 
+    /// The sender's operator has imported an image under this tag. Told to every member, so that any
+    /// of them can answer where no origin does.
+    TagImported {
+        /// The tag.
+        key: TagKey,
+        /// What it names; `asked_by` is the sender, `asked_at` when it was imported.
+        record: TagRecord,
+    },
+
     // Statistics.
     /// Asks for the receiver's own statistics.
     AskStats {
@@ -573,6 +584,7 @@ impl<P> Message<P> {
             },
             Self::AskTag { key } => Message::AskTag { key },
             Self::Tag { key, answer } => Message::Tag { key, answer },
+            Self::TagImported { key, record } => Message::TagImported { key, record },
             Self::AskStats { id } => Message::AskStats { id },
             Self::Stats { id, json } => Message::Stats { id, json },
         }

@@ -3,6 +3,9 @@
 //! A tag cannot be verified by content, so nobody's word alone is taken for it: a node asks the
 //! origin itself, or takes an answer that two nodes give alike. Those two are the best-ranked live
 //! nodes for the tag, so that a mass pull costs the origin two questions and not one for each node.
+//!
+//! What an operator imported is the one exception, and comes last: it is told where no origin can be
+//! asked and neither this node nor two others remember what one said.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,6 +26,8 @@ struct Question {
     deadline: Time,
     /// What this node itself knew.
     known: Option<TagRecord>,
+    /// What an operator imported.
+    imported: Option<TagRecord>,
     /// Why the origin could not be asked; from then on only the memory of others is left.
     unsure: Option<TagFailure>,
 }
@@ -105,6 +110,7 @@ impl Tags {
             answers: Vec::new(),
             deadline: Time::NEVER,
             known,
+            imported: None,
             unsure: None,
         };
         if ranks.contains(&ctx.me) || ranks.len() < SIGNERS {
@@ -147,9 +153,16 @@ impl Tags {
         key: TagKey,
         result: Result<TagRecord, TagFailure>,
         known: Option<TagRecord>,
+        imported: Option<TagRecord>,
     ) {
-        let answer = match (result, known) {
-            (Ok(record), _) => {
+        let own = imported.clone().filter(|record| {
+            record.asked_by == ctx.directory.id(ctx.me)
+                && known
+                    .as_ref()
+                    .is_none_or(|known| known.asked_at <= record.asked_at)
+        });
+        let answer = match (result, known, own) {
+            (Ok(record), ..) => {
                 if self.fresh.len() >= FRESH_MAX {
                     let ttl = ctx.config.tag_ttl;
                     self.fresh.retain(|_, (_, at)| ctx.now.since(*at) < ttl);
@@ -157,26 +170,40 @@ impl Tags {
                 self.fresh.insert(key.clone(), (record.clone(), ctx.now));
                 TagAnswer::Fresh(record)
             }
-            (Err(TagFailure::Unreachable(reason)), Some(record)) => {
+            // This node's own operator vouches for it.
+            (Err(TagFailure::Unreachable(_) | TagFailure::Throttled(_)), _, Some(record)) => {
+                TagAnswer::Imported(record)
+            }
+            (Err(TagFailure::Unreachable(reason)), Some(record), None) => {
                 TagAnswer::Stale(record, reason)
             }
-            (Err(TagFailure::Throttled(_)), Some(record)) => {
+            (Err(TagFailure::Throttled(_)), Some(record), None) => {
                 TagAnswer::Stale(record, "the origin is limiting its clients".to_owned())
             }
-            (Err(failure), _) => TagAnswer::Failed(failure),
+            (Err(failure), ..) => TagAnswer::Failed(failure),
+        };
+        let unsure = matches!(
+            answer,
+            TagAnswer::Failed(TagFailure::Unreachable(_) | TagFailure::Throttled(_))
+        );
+        // Peers ask others besides, and weigh this against what those remember.
+        let told = match &imported {
+            Some(record) if unsure => TagAnswer::Imported(record.clone()),
+            _ => answer.clone(),
         };
         for peer in self.asking.remove(&key).unwrap_or_default() {
             ctx.send(
                 peer,
                 Message::Tag {
                     key: key.clone(),
-                    answer: answer.clone(),
+                    answer: told.clone(),
                 },
             );
         }
         let Some(question) = self.questions.get_mut(&key) else {
             return;
         };
+        question.imported = imported;
         match answer {
             TagAnswer::Failed(
                 failure @ (TagFailure::Unreachable(_) | TagFailure::Throttled(_)),
@@ -184,7 +211,10 @@ impl Tags {
                 question.unsure = Some(failure);
                 self.ask_around(ctx, key);
             }
-            answer @ (TagAnswer::Fresh(_) | TagAnswer::Stale(..) | TagAnswer::Failed(_)) => {
+            answer @ (TagAnswer::Fresh(_)
+            | TagAnswer::Stale(..)
+            | TagAnswer::Imported(_)
+            | TagAnswer::Failed(_)) => {
                 self.questions.remove(&key);
                 ctx.act(Action::TagResolved { key, answer });
             }
@@ -241,6 +271,7 @@ impl Tags {
                     .map(|record| TagAnswer::Stale(record, reason))
             })
             .or_else(|| only_word(ctx, &question.answers))
+            .or_else(|| last_import(question))
             .unwrap_or(TagAnswer::Failed(unsure));
         self.questions.remove(&key);
         ctx.act(Action::TagResolved { key, answer });
@@ -305,6 +336,18 @@ fn agreed(answers: &[TagAnswer]) -> Option<TagAnswer> {
 fn only_word(ctx: &Ctx, answers: &[TagAnswer]) -> Option<TagAnswer> {
     let said = answers
         .iter()
-        .find(|answer| !matches!(answer, TagAnswer::Failed(_)))?;
+        .find(|answer| matches!(answer, TagAnswer::Fresh(_) | TagAnswer::Stale(..)))?;
     (ctx.view.live().len() < SIGNERS).then(|| said.clone())
+}
+
+/// The newest import that this node or anyone it asked has heard of.
+fn last_import(question: &Question) -> Option<TagAnswer> {
+    let told = question.answers.iter().filter_map(|answer| match answer {
+        TagAnswer::Imported(record) => Some(record),
+        TagAnswer::Fresh(_) | TagAnswer::Stale(..) | TagAnswer::Failed(_) => None,
+    });
+    let newest = told
+        .chain(&question.imported)
+        .max_by_key(|record| record.asked_at)?;
+    Some(TagAnswer::Imported(newest.clone()))
 }

@@ -139,7 +139,7 @@ pub(crate) fn on_the_wire(message: &Message) -> u64 {
         Message::Audited { hashes, .. } => DIGEST + 3 + hashes.len() as u64 * 32,
         Message::Proof { .. } => DIGEST + 5 + 32 + 32 + 5 + 64,
         Message::AskTag { .. } => 96,
-        Message::Tag { .. } => 200,
+        Message::Tag { .. } | Message::TagImported { .. } => 200,
         Message::MembersHash(_) | Message::AskStats { .. } => 9,
         Message::Stats { json, .. } => 9 + 5 + json.len() as u64,
     };

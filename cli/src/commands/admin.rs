@@ -1,16 +1,25 @@
 //! Talking to a daemon's admin endpoint.
 
-use std::time::Duration;
+use std::{fs, io, path::Path, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Method, Request, Response, StatusCode, Uri, body::Incoming};
+use futures::{Stream, StreamExt as _};
+use http_body_util::{BodyExt, BodyStream, Empty, Limited, combinators::UnsyncBoxBody};
+use hyper::{
+    Method, Request, Response, StatusCode, Uri,
+    body::Incoming,
+    header::{AUTHORIZATION, HeaderValue},
+};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
 use serde::de::DeserializeOwned;
+use shoal_node::{
+    admin::token_file,
+    config::{Config, RawConfig},
+};
 
 /// How long a daemon may take to answer; it gives its swarm a few seconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -34,10 +43,25 @@ pub(crate) struct AdminArgs {
     address: String,
 }
 
+/// Which daemon on this host to ask, as one who may read its data directory.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct OwnerArgs {
+    #[command(flatten)]
+    admin: AdminArgs,
+    /// Where the daemon keeps its data, and the token that this needs [default: as for `shoal node`]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<String>,
+}
+
+/// What is sent with a request.
+pub(crate) type Upload = UnsyncBoxBody<Bytes, io::Error>;
+
 /// A client of one daemon's admin endpoint. Speaks plain HTTP and ignores proxies.
+#[derive(Clone)]
 pub(crate) struct AdminClient {
-    http: Client<HttpConnector, Empty<Bytes>>,
+    http: Client<HttpConnector, Upload>,
     address: String,
+    token: Option<HeaderValue>,
 }
 
 impl AdminClient {
@@ -47,7 +71,21 @@ impl AdminClient {
         Self {
             http: Client::builder(TokioExecutor::new()).build_http(),
             address: address.to_owned(),
+            token: None,
         }
+    }
+
+    /// A client with the daemon's token, which its data directory has.
+    pub(crate) fn of_owner(args: &OwnerArgs) -> anyhow::Result<Self> {
+        let flags = RawConfig {
+            data_dir: args.data_dir.clone(),
+            ..RawConfig::default()
+        };
+        let dir = Config::load(flags, None, &|name| std::env::var_os(name))?.data_dir;
+        Ok(Self {
+            token: Some(read_token(&dir)?),
+            ..Self::new(&args.admin)
+        })
     }
 
     /// Reads the JSON at `path`.
@@ -69,7 +107,7 @@ impl AdminClient {
 
     async fn read(&self, path: &str) -> anyhow::Result<Bytes> {
         let answer = async {
-            let response = self.send(Method::GET, path, &[]).await?;
+            let response = self.send(Method::GET, path, &[], nothing()).await?;
             self.body(response).await
         };
         tokio::time::timeout(ANSWER_TIMEOUT, answer)
@@ -85,11 +123,38 @@ impl AdminClient {
 
     /// Posts to `path` and reads the answer line by line.
     pub(crate) async fn post(&self, path: &str, query: &[(&str, String)]) -> anyhow::Result<Lines> {
-        let response = self.send(Method::POST, path, query).await?;
+        let response = self.send(Method::POST, path, query, nothing()).await?;
         Ok(Lines {
             body: response.into_body(),
             buffer: Vec::new(),
         })
+    }
+
+    /// Reads the bytes at `path`, as they come.
+    pub(crate) async fn download(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+    ) -> anyhow::Result<impl Stream<Item = anyhow::Result<Bytes>> + Unpin + use<>> {
+        let response = self.send(Method::GET, path, query, nothing()).await?;
+        let frames = BodyStream::new(response.into_body());
+        Ok(Box::pin(frames.filter_map(|frame| async {
+            match frame.context("the daemon's answer broke off") {
+                Ok(frame) => frame.into_data().ok().map(Ok),
+                Err(error) => Some(Err(error)),
+            }
+        })))
+    }
+
+    /// Puts bytes at `path`; the answer.
+    pub(crate) async fn put(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+        upload: Upload,
+    ) -> anyhow::Result<Bytes> {
+        let response = self.send(Method::PUT, path, query, upload).await?;
+        self.body(response).await
     }
 
     async fn send(
@@ -97,6 +162,7 @@ impl AdminClient {
         method: Method,
         path: &str,
         query: &[(&str, String)],
+        upload: Upload,
     ) -> anyhow::Result<Response<Incoming>> {
         let address = &self.address;
         let mut url =
@@ -107,10 +173,10 @@ impl AdminClient {
             url.query_pairs_mut().extend_pairs(query);
         }
         let uri: Uri = url.as_str().parse()?;
-        let request = Request::builder()
-            .method(method)
-            .uri(uri)
-            .body(Empty::new())?;
+        let mut request = Request::builder().method(method).uri(uri).body(upload)?;
+        if let Some(token) = &self.token {
+            request.headers_mut().insert(AUTHORIZATION, token.clone());
+        }
         let response = self.http.request(request).await.map_err(|error| {
             if error.is_connect() {
                 anyhow!(
@@ -141,6 +207,35 @@ impl AdminClient {
             .map_err(|error| anyhow!("{error}"))
             .with_context(|| format!("the answer of the daemon at {} broke off", self.address))
     }
+}
+
+/// A request without a body.
+pub(crate) fn nothing() -> Upload {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+fn read_token(dir: &Path) -> anyhow::Result<HeaderValue> {
+    let file = token_file(dir);
+    let token = fs::read_to_string(&file).map_err(|error| {
+        if error.kind() == io::ErrorKind::NotFound {
+            anyhow!(
+                "no daemon has run with the data directory {}; start one with `shoal node`, or name \
+                 its data directory with --data-dir",
+                dir.display()
+            )
+        } else if error.kind() == io::ErrorKind::PermissionDenied {
+            anyhow!(
+                "{} is not yours to read; run this as the user that the daemon runs as",
+                file.display()
+            )
+        } else {
+            anyhow!(error).context(format!("cannot read {}", file.display()))
+        }
+    })?;
+    let mut header = HeaderValue::from_str(&format!("Bearer {}", token.trim()))
+        .with_context(|| format!("{} is no token; restart the daemon", file.display()))?;
+    header.set_sensitive(true);
+    Ok(header)
 }
 
 /// The lines of an answer, as they arrive.
@@ -183,10 +278,17 @@ mod tests {
     use clap::Parser;
     use futures::{StreamExt, stream, stream::BoxStream};
     use shoal_node::{
-        admin::{Admin, PullEvent, PullLayer, PullOptions, serve},
+        admin::{
+            Admin, BlobBody, ImportBody, ImportError, Manifest, PullError, PullEvent, PullLayer,
+            PullOptions, Token, serve,
+        },
         stats::{NodeStats, SwarmStats},
     };
-    use shoal_protocol::reference::Reference;
+    use shoal_protocol::{
+        digest::Digest,
+        message::{BlobKind, Hint, TagKey},
+        reference::Reference,
+    };
     use tokio::net::{TcpListener, TcpSocket};
     use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -242,13 +344,37 @@ mod tests {
             };
             stream::iter([manifest, progress].into_iter().chain(end)).boxed()
         }
+
+        async fn export_manifest(&self, reference: Reference) -> Result<Manifest, PullError> {
+            Err(PullError::NotFound(reference.to_string()))
+        }
+
+        async fn export_blob(&self, digest: Digest, _: Hint) -> Result<BlobBody, PullError> {
+            Err(PullError::NotFound(digest.to_string()))
+        }
+
+        async fn import_blob(
+            &self,
+            _: Digest,
+            _: BlobKind,
+            _: u64,
+            _: ImportBody,
+        ) -> Result<(), ImportError> {
+            Ok(())
+        }
+
+        async fn import_tag(&self, _: TagKey, _: Digest) -> Result<u64, ImportError> {
+            Ok(3)
+        }
     }
 
     async fn daemon() -> (String, DropGuard) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let stop = CancellationToken::new();
-        tokio::spawn(serve(listener, Arc::new(TestAdmin), stop.clone()));
+        let dir = tempfile::TempDir::new().unwrap();
+        let token = Token::create(dir.path()).unwrap();
+        tokio::spawn(serve(listener, Arc::new(TestAdmin), token, stop.clone()));
         (address, stop.drop_guard())
     }
 

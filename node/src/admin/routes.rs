@@ -11,8 +11,8 @@ use hyper::{
 use serde::Serialize;
 use shoal_protocol::reference::Reference;
 
-use super::{Admin, Platform, PullOptions, page};
-use crate::http::{self, Reply};
+use super::{Admin, Platform, PullOptions, Token, carry, page};
+use crate::http::{self, Reply, RequestBody};
 
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -21,20 +21,36 @@ const HTML: &str = "text/html; charset=utf-8";
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 const NDJSON: &str = "application/x-ndjson";
 
-/// Answers `request`. Generic over the request's body, which is never read.
-pub(super) async fn respond<B, A: Admin>(request: &Request<B>, admin: &A) -> Reply {
+/// Answers `request`. Its body is read by those who may import alone.
+pub(super) async fn respond<A: Admin>(
+    request: Request<RequestBody>,
+    admin: &A,
+    token: &Token,
+) -> Reply {
     let path = request.uri().path();
     let allowed = match path {
         "/v1/pull" => "POST",
+        carry::IMPORT_BLOB | carry::IMPORT_TAG => "PUT",
         _ => "GET, HEAD",
     };
     let method_fits = match *request.method() {
         Method::POST => allowed == "POST",
-        Method::GET | Method::HEAD => allowed != "POST",
+        Method::PUT => allowed == "PUT",
+        Method::GET | Method::HEAD => allowed == "GET, HEAD",
         _ => false,
     };
     let mut reply = match path {
-        "/" | "/healthz" | "/readyz" | "/metrics" | "/v1/node" | "/v1/stats" | "/v1/pull"
+        "/"
+        | "/healthz"
+        | "/readyz"
+        | "/metrics"
+        | "/v1/node"
+        | "/v1/stats"
+        | "/v1/pull"
+        | carry::EXPORT_MANIFEST
+        | carry::EXPORT_BLOB
+        | carry::IMPORT_BLOB
+        | carry::IMPORT_TAG
             if !method_fits =>
         {
             let mut reply = text(
@@ -59,6 +75,12 @@ pub(super) async fn respond<B, A: Admin>(request: &Request<B>, admin: &A) -> Rep
             Ok((reference, options)) => pull(admin, reference, options),
             Err((status, message)) => text(status, message),
         },
+        carry::EXPORT_MANIFEST | carry::EXPORT_BLOB | carry::IMPORT_BLOB | carry::IMPORT_TAG => {
+            match may_act(request.headers()) {
+                Ok(()) => carry::respond(request, admin, token).await,
+                Err((status, message)) => text(status, message),
+            }
+        }
         _ => text(
             StatusCode::NOT_FOUND,
             "not here; see /, /healthz, /readyz, /metrics, /v1/node, /v1/stats, /v1/pull".into(),
@@ -85,12 +107,12 @@ async fn status_page<A: Admin>(admin: &A) -> Reply {
     reply
 }
 
-fn text(status: StatusCode, mut message: String) -> Reply {
+pub(super) fn text(status: StatusCode, mut message: String) -> Reply {
     message.push('\n');
     http::full(status, TEXT, message)
 }
 
-fn json(value: &impl Serialize) -> Reply {
+pub(super) fn json(value: &impl Serialize) -> Reply {
     match serde_json::to_vec(value) {
         Ok(body) => http::full(StatusCode::OK, JSON, body),
         Err(error) => text(
@@ -100,7 +122,8 @@ fn json(value: &impl Serialize) -> Reply {
     }
 }
 
-type Refusal = (StatusCode, String);
+/// Why a request is not answered as it was meant.
+pub(super) type Refusal = (StatusCode, String);
 
 /// Refuses requests that a web page made a browser send: by a name that was rebound to this
 /// address, or across origins.

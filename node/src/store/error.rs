@@ -99,6 +99,24 @@ pub enum StoreError {
         /// Its size in bytes.
         size: u64,
     },
+    /// Fewer or more bytes than the blob has were to be stored as a whole. Nothing was.
+    #[error("{digest} has {size} bytes, and {came} came: the file is cut short or damaged")]
+    Length {
+        /// The blob.
+        digest: Digest,
+        /// Its size in bytes.
+        size: u64,
+        /// How many bytes came, at least.
+        came: u64,
+    },
+    /// Bytes that were to be stored as a whole are not those that the digest names. Nothing was stored.
+    #[error(
+        "the bytes given for {digest} are not those that it names: the file is damaged, or was tampered with"
+    )]
+    Differs {
+        /// The blob.
+        digest: Digest,
+    },
     /// The bytes are not those that the attestation names, or not as many. Nothing was stored.
     #[error("the bytes of chunk {index} of {digest} are not those that were attested")]
     Mismatch {

@@ -7,7 +7,9 @@
 //! partial/<alg>-<hex>.chunks     its sidecar
 //! blobs/<alg>/<2 hex>/<hex>      bytes of a complete blob
 //! blobs/<alg>/<2 hex>/<hex>.chunks
+//! staged/<number>                bytes that are being imported, and a sidecar; gone at the next start
 //! refs/<2 hex>/<hash>            a tag last seen
+//! imports/<2 hex>/<hash>         a tag under which an operator has imported an image
 //! index/                         access times (sled); may be deleted
 //! ```
 
@@ -91,7 +93,11 @@ impl Layout {
         if !known {
             replace(&version, format!("{FORMAT}\n").as_bytes())?;
         }
-        for name in ["partial", "blobs", "refs"] {
+        let staged = dir.join("staged");
+        for name in names(&staged)? {
+            delete(&staged.join(name))?;
+        }
+        for name in ["partial", "blobs", "staged", "refs", "imports"] {
             make_dir(&dir.join(name))?;
         }
         let dir = dir.to_owned();
@@ -104,6 +110,17 @@ impl Layout {
 
     pub(super) fn refs(&self) -> PathBuf {
         self.dir.join("refs")
+    }
+
+    pub(super) fn imports(&self) -> PathBuf {
+        self.dir.join("imports")
+    }
+
+    /// Files for bytes that are not in the store yet.
+    pub(super) fn staged(&self, number: u64) -> Files {
+        let data = self.dir.join("staged").join(number.to_string());
+        let sidecar = data.with_added_extension("chunks");
+        Files { data, sidecar }
     }
 
     pub(super) fn index(&self) -> PathBuf {
@@ -244,7 +261,7 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
 }
 
 /// Makes a rename in a file's directory last.
-fn sync_parent(path: &Path) -> Result<(), StoreError> {
+pub(super) fn sync_parent(path: &Path) -> Result<(), StoreError> {
     let Some(parent) = path.parent() else {
         return Ok(());
     };

@@ -128,6 +128,11 @@ impl Sidecar {
         Ok(())
     }
 
+    /// Makes what was appended last.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.file.sync_all()
+    }
+
     /// The attestation of a chunk, if it has one that can be read.
     pub(super) fn get(&self, index: u32) -> Option<Attestation> {
         let number = *self.frame_of.get(index as usize)?;

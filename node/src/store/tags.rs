@@ -9,7 +9,7 @@ use shoal_protocol::{
 
 use super::{
     error::StoreError,
-    layout::{make_dir, replace},
+    layout::{make_dir, names, replace},
     lock,
 };
 
@@ -43,6 +43,14 @@ impl Tags {
         let bytes = fs::read(self.path(key)).ok()?;
         let (known, record): (TagKey, TagRecord) = wire::decode(&bytes).ok()?;
         (known == *key).then_some(record)
+    }
+
+    /// How many tags there are.
+    pub(super) fn count(&self) -> Result<usize, StoreError> {
+        let prefixes = names(&self.dir)?.into_iter();
+        prefixes
+            .map(|prefix| Ok(names(&self.dir.join(prefix))?.len()))
+            .sum()
     }
 
     fn path(&self, key: &TagKey) -> PathBuf {

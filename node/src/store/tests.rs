@@ -4,5 +4,6 @@ mod model;
 mod opening;
 mod reading;
 mod room;
+mod staged;
 pub(super) mod support;
 mod verifying;

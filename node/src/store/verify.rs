@@ -22,30 +22,36 @@ pub enum Verdict {
     Differs,
 }
 
-enum Hasher {
+/// Computes a digest of either algorithm.
+pub struct Hasher(Algorithms);
+
+enum Algorithms {
     Sha256(Sha256),
     Sha512(Sha512),
 }
 
 impl Hasher {
-    fn new(algorithm: Algorithm) -> Self {
-        match algorithm {
-            Algorithm::Sha256 => Self::Sha256(Sha256::new()),
-            Algorithm::Sha512 => Self::Sha512(Sha512::new()),
+    /// Of no bytes yet.
+    pub fn new(algorithm: Algorithm) -> Self {
+        Self(match algorithm {
+            Algorithm::Sha256 => Algorithms::Sha256(Sha256::new()),
+            Algorithm::Sha512 => Algorithms::Sha512(Sha512::new()),
+        })
+    }
+
+    /// Takes in the bytes that follow.
+    pub fn update(&mut self, bytes: &[u8]) {
+        match &mut self.0 {
+            Algorithms::Sha256(hasher) => hasher.update(bytes),
+            Algorithms::Sha512(hasher) => hasher.update(bytes),
         }
     }
 
-    fn update(&mut self, bytes: &[u8]) {
-        match self {
-            Self::Sha256(hasher) => hasher.update(bytes),
-            Self::Sha512(hasher) => hasher.update(bytes),
-        }
-    }
-
-    fn finish(self) -> Digest {
-        match self {
-            Self::Sha256(hasher) => Digest::sha256(hasher.finalize().into()),
-            Self::Sha512(hasher) => Digest::sha512(hasher.finalize().into()),
+    /// The digest of all bytes.
+    pub fn finish(self) -> Digest {
+        match self.0 {
+            Algorithms::Sha256(hasher) => Digest::sha256(hasher.finalize().into()),
+            Algorithms::Sha512(hasher) => Digest::sha512(hasher.finalize().into()),
         }
     }
 }

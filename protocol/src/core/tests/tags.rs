@@ -145,3 +145,95 @@ fn in_a_swarm_of_two_the_other_is_believed() {
         "{answer:?}"
     );
 }
+
+/// Every node has heard that an image was imported.
+fn import(world: &mut World, number: u8) {
+    for node in &mut world.nodes {
+        node.tag_imported = Some(record(number));
+    }
+}
+
+#[test]
+fn where_no_origin_can_be_asked_what_was_imported_is_the_answer() {
+    let mut world = outage(4);
+    import(&mut world, 9);
+    for node in 0..4 {
+        let answer = resolve(&mut world, node, &key(0));
+        assert!(
+            matches!(&answer, TagAnswer::Imported(record) if record.digest == blob(9)),
+            "{answer:?}"
+        );
+    }
+}
+
+#[test]
+fn a_node_that_has_not_heard_of_an_import_takes_the_newest_that_others_have() {
+    let mut world = outage(4);
+    import(&mut world, 9);
+    let newer = TagRecord {
+        asked_at: 1,
+        ..record(10)
+    };
+    world.nodes[0].tag_imported = None;
+    world.nodes[2].tag_imported = Some(newer);
+    let answer = resolve(&mut world, 0, &key(0));
+    assert!(
+        matches!(&answer, TagAnswer::Imported(record) if record.digest == blob(10)),
+        "{answer:?}"
+    );
+}
+
+#[test]
+fn an_import_never_overrides_an_origin_nor_the_memory_of_what_one_said() {
+    let mut world = World::new(4);
+    import(&mut world, 9);
+    let answer = resolve(&mut world, 0, &key(0));
+    assert!(matches!(answer, TagAnswer::Fresh(record) if record.digest == blob(200)));
+
+    let mut world = World::new(4);
+    import(&mut world, 9);
+    for node in &mut world.nodes {
+        node.tag = Err(TagFailure::NotFound("no such tag".to_owned()));
+    }
+    let answer = resolve(&mut world, 0, &key(0));
+    assert!(
+        matches!(answer, TagAnswer::Failed(TagFailure::NotFound(_))),
+        "{answer:?}"
+    );
+
+    for remembering in [&[0][..], &[2, 3]] {
+        let mut world = outage(4);
+        import(&mut world, 9);
+        for node in remembering {
+            world.nodes[*node].tag_known = Some(record(7));
+        }
+        let answer = resolve(&mut world, 0, &key(0));
+        assert!(
+            matches!(&answer, TagAnswer::Stale(record, _) if record.digest == blob(7)),
+            "{remembering:?}: {answer:?}"
+        );
+    }
+}
+
+#[test]
+fn what_its_own_operator_imported_since_goes_before_what_a_node_remembers() {
+    for (asked_at, expected) in [(1, 9), (0, 9), (3, 7)] {
+        let mut world = outage(4);
+        let imported = TagRecord {
+            asked_at: 2,
+            asked_by: world.id(0),
+            ..record(9)
+        };
+        let known = TagRecord {
+            asked_at,
+            ..record(7)
+        };
+        world.nodes[0].tag_imported = Some(imported);
+        world.nodes[0].tag_known = Some(known);
+        let digest = match resolve(&mut world, 0, &key(0)) {
+            TagAnswer::Imported(record) | TagAnswer::Stale(record, _) => record.digest,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(digest, blob(expected), "remembered at {asked_at}");
+    }
+}
