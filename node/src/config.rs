@@ -71,8 +71,9 @@ pub struct Config {
     pub zone: Option<String>,
     /// The rack within the zone, likewise.
     pub rack: Option<String>,
-    /// Upstreams that do not simply live at `https://<their own name>`.
-    pub origins: BTreeMap<Upstream, OriginSpec>,
+    /// Upstreams that do not simply live at `https://<their own name>`, each with all its origins, in
+    /// the order in which they are asked.
+    pub origins: BTreeMap<Upstream, Vec<OriginSpec>>,
     /// Who may read an upstream's content; whoever reaches the mirror where nothing is said.
     pub access: BTreeMap<Upstream, Access>,
     /// Most bytes of blobs to keep; without it only `min_free` bounds them.
@@ -341,22 +342,40 @@ impl Sources {
             .collect()
     }
 
-    fn origins(&self) -> Result<BTreeMap<Upstream, OriginSpec>, ConfigError> {
-        let mut origins = BTreeMap::new();
+    fn origins(&self) -> Result<BTreeMap<Upstream, Vec<OriginSpec>>, ConfigError> {
+        let mut origins = BTreeMap::<Upstream, Vec<OriginSpec>>::new();
         if let Some((place, table)) = self.find("origin", |raw| raw.origin.as_ref()) {
-            for (upstream, url) in table {
-                let spec = OriginSpec::at(parse::<OriginUrl>(place.clone(), url)?.0);
-                origins.insert(parse(place.clone(), upstream)?, spec);
+            for (upstream, urls) in table {
+                let list = origins.entry(parse(place.clone(), upstream)?).or_default();
+                for url in urls {
+                    let spec = OriginSpec::at(parse::<OriginUrl>(place.clone(), url)?.0);
+                    list.push(spec);
+                }
+                if urls.is_empty() {
+                    return Err(ConfigError::Value {
+                        place,
+                        problem: format!(
+                            "the list of {upstream} is empty; name an origin, or leave it out"
+                        ),
+                    });
+                }
             }
         }
         if let Some((place, table)) = self.find("origin_ca", |raw| raw.origin_ca.as_ref()) {
             for (upstream, file) in table {
                 let upstream: Upstream = parse(place.clone(), upstream)?;
                 let own_url = parse::<OriginUrl>(place.clone(), &format!("https://{upstream}"))?.0;
-                origins
+                let list = origins
                     .entry(upstream)
-                    .or_insert(OriginSpec::at(own_url))
-                    .ca_file = Some(PathBuf::from(file));
+                    .or_insert_with(|| vec![OriginSpec::at(own_url)]);
+                let alone = list.len() == 1;
+                // A directory among registries has no use for them; one alone is a mistake.
+                for spec in list
+                    .iter_mut()
+                    .filter(|spec| alone || spec.url.scheme() != "file")
+                {
+                    spec.ca_file = Some(PathBuf::from(file));
+                }
             }
         }
         Ok(origins)

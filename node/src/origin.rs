@@ -1,7 +1,8 @@
 //! Origins, from their client's side: where upstreams really live, how this node logs in to
-//! registries, and how bytes come from them. An origin is a registry or a directory.
+//! registries, and how bytes come from them. An origin is a registry or a directory, and an
+//! upstream has one or several, in an order: see `failover`.
 //!
-//! A call here asks the origin once (and once more where a login or an idle connection has
+//! A call here asks each origin once at most (and once more where a login or an idle connection has
 //! ended): whoever calls knows whether a peer could serve instead, how long to wait, and whom else
 //! to ask. Nothing is cached but authorizations and connections; presigned URLs in particular are
 //! asked for anew each time, since they expire.
@@ -19,6 +20,7 @@ mod challenge;
 mod config;
 mod credentials;
 mod error;
+mod failover;
 #[cfg(test)]
 mod fake;
 mod grants;
@@ -27,6 +29,7 @@ mod loans;
 mod login;
 mod manifest;
 mod permission;
+mod place;
 mod refusal;
 mod registry;
 mod retry_after;
@@ -36,11 +39,15 @@ mod storage;
 mod tests;
 mod transport;
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use bytes::Bytes;
-use futures::stream::BoxStream;
-use reqwest::{Certificate, header::HeaderValue};
+use futures::{FutureExt as _, stream::BoxStream};
+use reqwest::header::HeaderValue;
 use shoal_protocol::{
     digest::Digest,
     message::{BlobKind, Hint},
@@ -57,11 +64,9 @@ pub(crate) use self::{
     permission::{Object, Refusal, Told},
 };
 use self::{
-    grants::Grants,
+    limits::PUBLIC_MAX,
     loans::{Loan, Loans},
-    registry::Registry,
-    site::Site,
-    storage::Storage,
+    place::{Place, Source},
     transport::Transport,
 };
 use crate::clock::Clock;
@@ -73,19 +78,14 @@ pub struct Origins {
 }
 
 struct Shared {
-    configured: BTreeMap<Upstream, Arc<Site>>,
-    storages: BTreeMap<Upstream, Storage>,
+    configured: BTreeMap<Upstream, Vec<Arc<Place>>>,
+    /// Of upstreams that nobody configured, as they are asked for.
+    public: Mutex<BTreeMap<Upstream, Arc<Place>>>,
     docker_config: Option<PathBuf>,
     /// For upstreams without authorities of their own.
     transport: Arc<Transport>,
-    grants: Arc<Grants>,
     loans: Arc<Loans>,
-}
-
-/// Where one repository's content comes from.
-enum Source<'a> {
-    Registry(Registry<'a>),
-    Storage(&'a Storage),
+    clock: Clock,
 }
 
 /// A blob's bytes on their way from an origin.
@@ -105,49 +105,36 @@ pub struct OriginBody {
 impl Origins {
     /// Reads certificate files and sets up clients. Nothing is connected to yet.
     pub fn new(config: OriginsConfig) -> Result<Self, OriginConfigError> {
-        let transport = Arc::new(Transport::new(&[]).map_err(OriginConfigError::Client)?);
-        let mut configured = BTreeMap::new();
-        let mut storages = BTreeMap::new();
-        for (upstream, spec) in config.upstreams {
-            spec.check(&upstream)?;
-            if let Some(directory) = spec.directory() {
-                storages.insert(upstream, Storage::directory(directory));
-                continue;
-            }
-            let transport = match &spec.ca_file {
-                None => Arc::clone(&transport),
-                Some(path) => {
-                    let authorities = read_authorities(&upstream, path)?;
-                    Arc::new(Transport::new(&authorities).map_err(|_| {
-                        OriginConfigError::CaContent {
-                            upstream: upstream.clone(),
-                            path: path.clone(),
-                        }
-                    })?)
-                }
-            };
-            let site = Site::configured(spec, config.docker_config.clone(), transport);
-            configured.insert(upstream, Arc::new(site));
+        let mut shared = Shared {
+            configured: BTreeMap::new(),
+            public: Mutex::default(),
+            docker_config: config.docker_config,
+            transport: Arc::new(Transport::new(&[]).map_err(OriginConfigError::Client)?),
+            loans: Arc::default(),
+            clock: Clock::start(),
+        };
+        for (upstream, specs) in config.upstreams {
+            let places = Place::configured(&upstream, specs, &shared)?;
+            shared.configured.insert(upstream, places);
         }
         Ok(Self {
-            shared: Arc::new(Shared {
-                configured,
-                storages,
-                docker_config: config.docker_config,
-                transport,
-                grants: Grants::new(Clock::start()),
-                loans: Arc::default(),
-            }),
+            shared: Arc::new(shared),
         })
     }
 
     /// What a tag names now: asked by HEAD, which costs nothing at registries that count pulls;
     /// by GET, and the manifest hashed, where HEAD is not answered with a digest.
     pub async fn resolve_tag(&self, hint: &Hint, tag: &Tag) -> Result<Digest, OriginError> {
-        match self.source(hint)? {
-            Source::Registry(registry) => registry.resolve_tag(tag).await,
-            Source::Storage(storage) => storage.resolve_tag(hint, tag).await,
-        }
+        self.first(hint, tag.clone(), |place, hint, tag| {
+            async move {
+                match place.source(&hint) {
+                    Source::Registry(registry) => registry.resolve_tag(&tag).await,
+                    Source::Storage(storage) => storage.resolve_tag(&hint, &tag).await,
+                }
+            }
+            .boxed()
+        })
+        .await
     }
 
     /// The bytes of a blob or manifest from `start` up to `end`, which is not included, or to the
@@ -169,19 +156,34 @@ impl Origins {
         start: u64,
         end: Option<u64>,
     ) -> Result<OriginBody, OriginError> {
-        match self.source(hint)? {
-            Source::Registry(registry) => registry.read(digest, kind, start, end).await,
-            Source::Storage(storage) => storage.read(hint, digest, kind, start, end).await,
-        }
+        let about = (*digest, kind, start, end);
+        self.first(hint, about, |place, hint, (digest, kind, start, end)| {
+            async move {
+                match place.source(&hint) {
+                    Source::Registry(registry) => registry.read(&digest, kind, start, end).await,
+                    Source::Storage(storage) => {
+                        storage.read(&hint, &digest, kind, start, end).await
+                    }
+                }
+            }
+            .boxed()
+        })
+        .await
     }
 
     /// The size of a blob in bytes: asked by HEAD, or by GET of the first byte where the registry,
     /// or the store that it redirects to, does not answer HEAD (GHCR's does not).
     pub async fn blob_size(&self, digest: &Digest, hint: &Hint) -> Result<u64, OriginError> {
-        match self.source(hint)? {
-            Source::Registry(registry) => registry.blob_size(digest).await,
-            Source::Storage(storage) => storage.blob_size(hint, digest).await,
-        }
+        self.first(hint, *digest, |place, hint, digest| {
+            async move {
+                match place.source(&hint) {
+                    Source::Registry(registry) => registry.blob_size(&digest).await,
+                    Source::Storage(storage) => storage.blob_size(&hint, &digest).await,
+                }
+            }
+            .boxed()
+        })
+        .await
     }
 
     /// The tags of a repository, sorted, each once. Names that are not tags are left out.
@@ -189,10 +191,16 @@ impl Origins {
     /// # Errors
     /// [`OriginError::Invalid`] for a list of over 100,000 tags or 1,000 pages.
     pub async fn tags(&self, hint: &Hint) -> Result<Vec<Tag>, OriginError> {
-        match self.source(hint)? {
-            Source::Registry(registry) => registry.tags().await,
-            Source::Storage(storage) => storage.tags(hint).await,
-        }
+        self.first(hint, (), |place, hint, ()| {
+            async move {
+                match place.source(&hint) {
+                    Source::Registry(registry) => registry.tags().await,
+                    Source::Storage(storage) => storage.tags(&hint).await,
+                }
+            }
+            .boxed()
+        })
+        .await
     }
 
     /// The descriptors of the manifests that refer to `subject`.
@@ -205,47 +213,40 @@ impl Origins {
         hint: &Hint,
         subject: &Digest,
     ) -> Result<Vec<serde_json::Value>, OriginError> {
-        match self.source(hint)? {
-            Source::Registry(registry) => registry.referrers(subject).await,
-            Source::Storage(storage) => Err(storage.no_referrers(hint)),
-        }
-    }
-
-    /// Where the repository's content comes from.
-    fn source<'a>(&'a self, hint: &'a Hint) -> Result<Source<'a>, OriginError> {
-        if let Some(storage) = self.storage(&hint.upstream) {
-            return Ok(Source::Storage(storage));
-        }
-        Ok(Source::Registry(Registry {
-            site: self.site(&hint.upstream)?,
-            hint,
-            grants: &self.shared.grants,
-            loans: &self.shared.loans,
-        }))
-    }
-
-    /// The directory that the operator configured for an upstream, if it is none of a registry.
-    fn storage(&self, upstream: &Upstream) -> Option<&Storage> {
-        self.shared.storages.get(upstream)
-    }
-
-    /// The registry of an upstream whose content is in no directory.
-    fn site(&self, upstream: &Upstream) -> Result<Arc<Site>, OriginError> {
-        let shared = &*self.shared;
-        Ok(match shared.configured.get(upstream) {
-            Some(site) => Arc::clone(site),
-            None => Arc::new(Site::public(
-                upstream,
-                shared.docker_config.clone(),
-                Arc::clone(&shared.transport),
-            )?),
+        self.first(hint, *subject, |place, hint, subject| {
+            async move {
+                match place.source(&hint) {
+                    Source::Registry(registry) => registry.referrers(&subject).await,
+                    Source::Storage(storage) => Err(storage.no_referrers(&hint)),
+                }
+            }
+            .boxed()
         })
+        .await
+    }
+
+    /// The origins of an upstream, in the order in which they are asked; at least one.
+    fn places(&self, upstream: &Upstream) -> Result<Vec<Arc<Place>>, OriginError> {
+        let shared = &*self.shared;
+        if let Some(places) = shared.configured.get(upstream) {
+            return Ok(places.clone());
+        }
+        // Each change is one insertion or removal: a panic leaves nothing half done.
+        let mut public = shared.public.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = public.get(upstream) {
+            return Ok(vec![Arc::clone(place)]);
+        }
+        let place = Arc::new(Place::public(upstream, shared)?);
+        if public.len() >= PUBLIC_MAX {
+            public.clear();
+        }
+        public.insert(upstream.clone(), Arc::clone(&place));
+        Ok(vec![place])
     }
 
     /// The upstreams that the operator configured.
     fn configured(&self) -> impl Iterator<Item = &Upstream> {
-        let shared = &self.shared;
-        shared.configured.keys().chain(shared.storages.keys())
+        self.shared.configured.keys()
     }
 
     /// Lets this node read a repository with a client's `Authorization` where its own login is not
@@ -253,22 +254,4 @@ impl Origins {
     fn lend(&self, hint: Hint, header: HeaderValue) -> Loan {
         self.shared.loans.lend(hint, header)
     }
-}
-
-fn read_authorities(
-    upstream: &Upstream,
-    path: &PathBuf,
-) -> Result<Vec<Certificate>, OriginConfigError> {
-    let pem = std::fs::read(path).map_err(|source| OriginConfigError::CaFile {
-        upstream: upstream.clone(),
-        path: path.clone(),
-        source,
-    })?;
-    Certificate::from_pem_bundle(&pem)
-        .ok()
-        .filter(|authorities| !authorities.is_empty())
-        .ok_or_else(|| OriginConfigError::CaContent {
-            upstream: upstream.clone(),
-            path: path.clone(),
-        })
 }

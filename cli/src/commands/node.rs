@@ -59,7 +59,8 @@ pub(crate) struct NodeArgs {
     /// The rack that it is in, within its zone
     #[arg(long, value_name = "NAME")]
     rack: Option<String>,
-    /// Where an upstream is read: a registry, or file:///PATH; repeatable [default: https://UPSTREAM]
+    /// Where an upstream is read: a registry, or file:///PATH; repeatable, for one upstream too, in the
+    /// order in which they are asked [default: https://UPSTREAM]
     #[arg(long, value_name = "UPSTREAM=URL")]
     origin: Vec<String>,
     /// PEM certificates to trust for an upstream; repeatable
@@ -166,7 +167,9 @@ impl NodeArgs {
             docker_config: self.docker_config,
             tag_ttl: self.tag_ttl,
             log,
-            origin: pairs("origin", self.origin)?,
+            origin: said(self.origin)
+                .map(|items| RawConfig::flag_lists("origin", &items))
+                .transpose()?,
             origin_ca: pairs("origin_ca", self.origin_ca)?,
             access: pairs("access", self.access)?,
         })

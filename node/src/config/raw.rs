@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{ConfigError, Environment, Place};
 
@@ -46,8 +46,10 @@ pub struct RawConfig {
     pub tag_ttl: Option<String>,
     /// See [`Config::log`](super::Config::log).
     pub log: Option<String>,
-    /// Upstream to URL; see [`Config::origins`](super::Config::origins).
-    pub origin: Option<BTreeMap<String, String>>,
+    /// Upstream to its URLs in order, in a file also to a single one; see
+    /// [`Config::origins`](super::Config::origins).
+    #[serde(default, deserialize_with = "one_or_more")]
+    pub origin: Option<BTreeMap<String, Vec<String>>>,
     /// Upstream to the file of its certificates.
     pub origin_ca: Option<BTreeMap<String, String>>,
     /// Upstream to rule; see [`Config::access`](super::Config::access).
@@ -85,6 +87,11 @@ impl RawConfig {
                 .map(|items| pairs(&Place::Variable(key), &items))
                 .transpose()
         };
+        let lists = |key| {
+            list(key)?
+                .map(|items| grouped(&Place::Variable(key), &items))
+                .transpose()
+        };
         Ok(Self {
             data_dir: one("data_dir")?,
             mirror: one("mirror")?,
@@ -104,35 +111,76 @@ impl RawConfig {
             docker_config: one("docker_config")?,
             tag_ttl: one("tag_ttl")?,
             log: one("log")?,
-            origin: table("origin")?,
+            origin: lists("origin")?,
             origin_ca: table("origin_ca")?,
             access: table("access")?,
         })
     }
 
-    /// Reads the `UPSTREAM=VALUE` items of a repeatable flag.
+    /// Reads the `UPSTREAM=VALUE` items of a repeatable flag; the last of an upstream counts.
     pub fn flag_pairs(
         key: &'static str,
         items: &[String],
     ) -> Result<BTreeMap<String, String>, ConfigError> {
         pairs(&Place::Flag(key), items)
     }
+
+    /// The same where an upstream has a list, in the order of its items.
+    pub fn flag_lists(
+        key: &'static str,
+        items: &[String],
+    ) -> Result<BTreeMap<String, Vec<String>>, ConfigError> {
+        grouped(&Place::Flag(key), items)
+    }
 }
 
 fn pairs(place: &Place, items: &[String]) -> Result<BTreeMap<String, String>, ConfigError> {
-    items
-        .iter()
-        .map(|item| match item.split_once('=') {
-            Some((name, value)) if !name.is_empty() && !value.is_empty() => {
-                Ok((name.to_owned(), value.to_owned()))
-            }
-            _ => Err(ConfigError::Value {
-                place: place.clone(),
-                problem: format!(
-                    "`{item}` names no upstream; write UPSTREAM=VALUE, such as \
-                     registry.test=http://10.0.0.1:5000"
-                ),
-            }),
-        })
-        .collect()
+    items.iter().map(|item| pair(place, item)).collect()
+}
+
+fn grouped(place: &Place, items: &[String]) -> Result<BTreeMap<String, Vec<String>>, ConfigError> {
+    let mut lists = BTreeMap::<_, Vec<_>>::new();
+    for item in items {
+        let (upstream, value) = pair(place, item)?;
+        lists.entry(upstream).or_default().push(value);
+    }
+    Ok(lists)
+}
+
+fn pair(place: &Place, item: &str) -> Result<(String, String), ConfigError> {
+    match item.split_once('=') {
+        Some((name, value)) if !name.is_empty() && !value.is_empty() => {
+            Ok((name.to_owned(), value.to_owned()))
+        }
+        _ => Err(ConfigError::Value {
+            place: place.clone(),
+            problem: format!(
+                "`{item}` names no upstream; write UPSTREAM=VALUE, such as \
+                 registry.test=http://10.0.0.1:5000"
+            ),
+        }),
+    }
+}
+
+/// A table whose values are a text or a list of texts.
+fn one_or_more<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<BTreeMap<String, Vec<String>>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(
+        untagged,
+        expecting = "an origin is a URL or a list of URLs, such as ['URL', 'URL']"
+    )]
+    enum OneOrMore {
+        One(String),
+        More(Vec<String>),
+    }
+    let table = Option::<BTreeMap<String, OneOrMore>>::deserialize(deserializer)?;
+    Ok(table.map(|table| {
+        let lists = table.into_iter().map(|(upstream, urls)| match urls {
+            OneOrMore::One(url) => (upstream, vec![url]),
+            OneOrMore::More(urls) => (upstream, urls),
+        });
+        lists.collect()
+    }))
 }

@@ -74,20 +74,63 @@ fn a_list_is_taken_whole_from_the_strongest_place() {
 fn origins_come_with_their_certificates() {
     let flags = RawConfig {
         origin: Some(
-            RawConfig::flag_pairs("origin", &["registry.test=http://10.0.0.1:5000".to_owned()])
+            RawConfig::flag_lists("origin", &["registry.test=http://10.0.0.1:5000".to_owned()])
                 .unwrap(),
         ),
         ..RawConfig::default()
     };
     let file = "[origin_ca]\n'own.example' = '/ca.pem'\n'registry.test' = '/test.pem'";
     let config = load(flags, &[], file).unwrap();
-    let spec = |name: &str| &config.origins[&name.parse().unwrap()];
+    let spec = |name: &str| &config.origins[&name.parse().unwrap()][0];
     assert_eq!(spec("registry.test").url.as_str(), "http://10.0.0.1:5000/");
     assert_eq!(
         spec("registry.test").ca_file,
         Some(PathBuf::from("/test.pem"))
     );
     assert_eq!(spec("own.example").url.as_str(), "https://own.example/");
+}
+
+#[test]
+fn an_upstream_has_its_origins_in_order() {
+    let urls = |config: &Config, upstream: &str| -> Vec<String> {
+        let list = &config.origins[&upstream.parse().unwrap()];
+        list.iter().map(|spec| spec.url.to_string()).collect()
+    };
+    let file = "[origin]\n'a.test' = ['https://b', 'http://a']\n'c.test' = 'http://c'";
+    let from_file = load(RawConfig::default(), &[], file).unwrap();
+    assert_eq!(urls(&from_file, "a.test"), ["https://b/", "http://a/"]);
+    assert_eq!(urls(&from_file, "c.test"), ["http://c/"]);
+
+    let variable = "a.test=http://z, c.test=http://c, a.test=http://y";
+    let from_variable = load(RawConfig::default(), &[("SHOAL_ORIGIN", variable)], file).unwrap();
+    assert_eq!(urls(&from_variable, "a.test"), ["http://z/", "http://y/"]);
+
+    let items = ["a.test=https://second", "a.test=file:///first"].map(str::to_owned);
+    let flags = RawConfig {
+        origin: Some(RawConfig::flag_lists("origin", &items).unwrap()),
+        ..RawConfig::default()
+    };
+    let authority = [("SHOAL_ORIGIN_CA", "a.test=/ca.pem")];
+    let from_flags = load(flags, &authority, file).unwrap();
+    let list = &from_flags.origins[&"a.test".parse().unwrap()];
+    assert_eq!(list[0].ca_file, Some(PathBuf::from("/ca.pem")));
+    assert_eq!(
+        (list[1].url.as_str(), &list[1].ca_file),
+        ("file:///first", &None)
+    );
+
+    for (wrong, needed) in [
+        ("[]", "is empty"),
+        ("5", "a list of URLs"),
+        ("['x']", "is not an"),
+    ] {
+        let said = error(
+            RawConfig::default(),
+            &[],
+            &format!("[origin]\n'a.test' = {wrong}"),
+        );
+        assert!(said.contains(needed), "{said}");
+    }
 }
 
 #[test]
@@ -98,7 +141,7 @@ fn an_origin_may_be_a_directory() {
         "[origin]\n'a.test' = 'file:///srv/images'",
     );
     let config = config.unwrap();
-    let spec = &config.origins[&"a.test".parse().unwrap()];
+    let spec = &config.origins[&"a.test".parse().unwrap()][0];
     assert_eq!(spec.url.as_str(), "file:///srv/images");
     for text in ["/srv/images", "file:srv", "file://host/srv", "ftp://host/"] {
         let file = format!("[origin]\n'a.test' = '{text}'");

@@ -145,26 +145,31 @@ impl Gate {
         all.extend(rules.clone());
         let mut registries: Vec<(url::Origin, &Upstream, Access)> = Vec::new();
         for (upstream, access) in &all {
-            if origins.storage(upstream).is_some() {
-                if *access == Access::Origin {
-                    return Err(OriginConfigError::AccessToStorage(upstream.clone()));
-                }
-                continue;
-            }
-            let Ok(site) = origins.site(upstream) else {
+            let Ok(places) = origins.places(upstream) else {
                 continue;
             };
-            let registry = site.base.origin();
-            let other = registries
-                .iter()
-                .find(|(have, _, rule)| *have == registry && rule != access);
-            if let Some((_, other, _)) = other {
-                return Err(OriginConfigError::Access {
-                    one: (*other).clone(),
-                    other: upstream.clone(),
-                });
+            if *access == Access::Origin && places.len() > 1 {
+                return Err(OriginConfigError::AccessToSeveral(upstream.clone()));
             }
-            registries.push((registry, upstream, *access));
+            for place in places {
+                let Some(site) = place.site() else {
+                    if *access == Access::Origin {
+                        return Err(OriginConfigError::AccessToStorage(upstream.clone()));
+                    }
+                    continue;
+                };
+                let registry = site.base.origin();
+                let other = registries
+                    .iter()
+                    .find(|(have, _, rule)| *have == registry && rule != access);
+                if let Some((_, other, _)) = other {
+                    return Err(OriginConfigError::Access {
+                        one: (*other).clone(),
+                        other: upstream.clone(),
+                    });
+                }
+                registries.push((registry, upstream, *access));
+            }
         }
         let mut key = [0; 32];
         SysRng

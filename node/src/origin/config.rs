@@ -11,14 +11,15 @@ use url::Url;
 #[serde(default, deny_unknown_fields)]
 pub struct OriginsConfig {
     /// Upstreams that do not simply live at `https://` and their own name, or that need a
-    /// certificate authority or credentials of their own.
-    pub upstreams: BTreeMap<Upstream, OriginSpec>,
+    /// certificate authority or credentials of their own; each with all of its origins, at least one,
+    /// in the order in which they are asked.
+    pub upstreams: BTreeMap<Upstream, Vec<OriginSpec>>,
     /// docker's `config.json`, for the credentials of all others. A file that does not exist
     /// means no credentials.
     pub docker_config: Option<PathBuf>,
 }
 
-/// One configured upstream.
+/// One origin of a configured upstream.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OriginSpec {
@@ -114,6 +115,13 @@ pub enum OriginConfigError {
          `origin` asks; give it --access {0}=open, or leave the rule out"
     )]
     AccessToStorage(Upstream),
+    /// Clients are to be judged by one of several origins.
+    #[error(
+        "upstream {0} has several origins: a client's credentials are for one of them, and what it may \
+         read there says nothing of the others; with --access {0}=origin give it one --origin, and \
+         the others names of their own"
+    )]
+    AccessToSeveral(Upstream),
     /// Two names of one registry have different rules for who may read it.
     #[error(
         "upstreams {one} and {other} are the same registry, and one of them is open: what the other \
@@ -213,18 +221,18 @@ mod tests {
         let config: OriginsConfig = toml::from_str(
             r#"
             docker_config = "/root/.docker/config.json"
-            [upstreams."registry.test"]
+            [[upstreams."registry.test"]]
             url = "http://10.0.0.1:5000"
-            [upstreams."quay.io"]
+            [[upstreams."quay.io"]]
             url = "https://quay.mirror/cache"
             ca_file = "/etc/ca.pem"
             credentials = { username = "puller", password_file = "/run/secret" }
             "#,
         )
         .unwrap();
-        let plain = &config.upstreams[&"registry.test".parse().unwrap()];
+        let plain = &config.upstreams[&"registry.test".parse().unwrap()][0];
         assert_eq!(plain.url.as_str(), "http://10.0.0.1:5000/");
-        let quay = &config.upstreams[&"quay.io".parse().unwrap()];
+        let quay = &config.upstreams[&"quay.io".parse().unwrap()][0];
         let credentials = quay.credentials.as_ref().unwrap();
         assert!(matches!(&credentials.secret, Secret::File(path) if path.ends_with("secret")));
     }

@@ -18,6 +18,10 @@ pub(super) const HELPER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Redirects followed for one request. Registries use one, gateways before them another.
 pub(super) const REDIRECTS_MAX: usize = 5;
 
+/// Upstreams that nobody configured and that are remembered with how they do. Clients choose them, so
+/// it is bounded; one that was forgotten costs a login.
+pub(super) const PUBLIC_MAX: usize = 1024;
+
 /// Idle connections kept for each host: as many as one blob has origin streams at most (32).
 pub(super) const IDLE_CONNECTIONS_MAX: usize = 32;
 

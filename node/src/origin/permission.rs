@@ -1,5 +1,6 @@
 //! Whether an origin lets somebody read, asked without reading.
 
+use futures::FutureExt as _;
 use reqwest::{
     Method, Response, StatusCode,
     header::{CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE},
@@ -11,8 +12,15 @@ use shoal_protocol::{
 };
 
 use super::{
-    Origins, Source, asking::Asking, body, error::OriginError, limits::CHALLENGE_BYTES_MAX,
-    refusal, registry::refuses_method, site::Answer,
+    Origins,
+    asking::Asking,
+    body,
+    error::OriginError,
+    limits::CHALLENGE_BYTES_MAX,
+    place::{Place, Source},
+    refusal,
+    registry::refuses_method,
+    site::Answer,
 };
 
 /// What somebody wants to read.
@@ -71,37 +79,27 @@ impl Origins {
         object: &Object,
         reader: Reader<'_>,
     ) -> Result<(), Refusal> {
-        let registry = match self.source(hint)? {
-            Source::Registry(registry) => registry,
-            // No client's credentials mean anything there: the node's own reading is all there is.
-            Source::Storage(storage) => return Ok(storage.holds(hint, object).await?),
+        let reader = match reader {
+            Reader::Client(authorization) => Some(authorization.cloned()),
+            Reader::Node => None,
         };
-        let repository = &hint.repository;
-        let (mut asking, method) = match object {
-            Object::Manifest(selector) => {
-                let path = format!("{repository}/manifests/{selector}");
-                let asking = registry.asking(&path, &format!("manifest {selector}"));
-                (asking.accepting_manifests(), Method::HEAD)
+        let about = (object.clone(), reader);
+        let told = self.first(hint, about, |place, hint, (object, reader)| {
+            async move {
+                let reader = match &reader {
+                    Some(authorization) => Reader::Client(authorization.as_ref()),
+                    None => Reader::Node,
+                };
+                match permits(&place, &hint, &object, reader).await {
+                    Ok(()) => Ok(Ok(())),
+                    // An answer, too: where clients are judged, there is no other origin to ask.
+                    Err(Refusal::Told(told)) => Ok(Err(told)),
+                    Err(Refusal::Origin(error)) => Err(error),
+                }
             }
-            Object::Blob(digest) => (registry.asking_blob(digest), Method::HEAD),
-            Object::Lists => {
-                let mut asking = registry.asking(&format!("{repository}/tags/list"), "the tags");
-                asking.url.set_query(Some("n=1"));
-                (asking, Method::GET)
-            }
-        };
-        let mut answer = ask(&asking, &method, reader).await?;
-        let status = answer.response.status();
-        // As for `blob_size`: what HEAD cannot tell, the first byte does.
-        if method == Method::HEAD
-            && (refuses_method(status) || (answer.elsewhere && status == StatusCode::FORBIDDEN))
-        {
-            if matches!(object, Object::Blob(_)) {
-                asking = asking.with_range("bytes=0-0");
-            }
-            answer = ask(&asking, &Method::GET, reader).await?;
-        }
-        judge(answer, reader, &asking.subject).await
+            .boxed()
+        });
+        told.await?.map_err(Refusal::Told)
     }
 
     /// Whether the origin of `upstream` takes a client with this `Authorization` at all, as clients
@@ -114,10 +112,10 @@ impl Origins {
         upstream: &Upstream,
         authorization: Option<&HeaderValue>,
     ) -> Result<(), Refusal> {
-        if self.storage(upstream).is_some() {
+        let places = self.places(upstream)?;
+        let Some(site) = places.first().and_then(|place| place.site()) else {
             return Ok(());
-        }
-        let site = self.site(upstream)?;
+        };
         let subject = format!("asking {} for /v2/", site.base);
         let answer = site
             .follow(
@@ -130,6 +128,45 @@ impl Origins {
             .await?;
         judge(answer, Reader::Client(authorization), &subject).await
     }
+}
+
+async fn permits(
+    place: &Place,
+    hint: &Hint,
+    object: &Object,
+    reader: Reader<'_>,
+) -> Result<(), Refusal> {
+    let registry = match place.source(hint) {
+        Source::Registry(registry) => registry,
+        // No client's credentials mean anything there: the node's own reading is all there is.
+        Source::Storage(storage) => return Ok(storage.holds(hint, object).await?),
+    };
+    let repository = &hint.repository;
+    let (mut asking, method) = match object {
+        Object::Manifest(selector) => {
+            let path = format!("{repository}/manifests/{selector}");
+            let asking = registry.asking(&path, &format!("manifest {selector}"));
+            (asking.accepting_manifests(), Method::HEAD)
+        }
+        Object::Blob(digest) => (registry.asking_blob(digest), Method::HEAD),
+        Object::Lists => {
+            let mut asking = registry.asking(&format!("{repository}/tags/list"), "the tags");
+            asking.url.set_query(Some("n=1"));
+            (asking, Method::GET)
+        }
+    };
+    let mut answer = ask(&asking, &method, reader).await?;
+    let status = answer.response.status();
+    // As for `blob_size`: what HEAD cannot tell, the first byte does.
+    if method == Method::HEAD
+        && (refuses_method(status) || (answer.elsewhere && status == StatusCode::FORBIDDEN))
+    {
+        if matches!(object, Object::Blob(_)) {
+            asking = asking.with_range("bytes=0-0");
+        }
+        answer = ask(&asking, &Method::GET, reader).await?;
+    }
+    judge(answer, reader, &asking.subject).await
 }
 
 async fn ask(

@@ -3,6 +3,7 @@
 mod access;
 mod addresses;
 mod bodies;
+mod failover;
 mod logins;
 mod manifests;
 mod transfers;
@@ -28,7 +29,7 @@ fn spec(fake: &Fake) -> OriginSpec {
 
 fn with_spec(spec: OriginSpec) -> Origins {
     Origins::new(OriginsConfig {
-        upstreams: BTreeMap::from([(hint().upstream, spec)]),
+        upstreams: BTreeMap::from([(hint().upstream, vec![spec])]),
         docker_config: None,
     })
     .unwrap()

@@ -241,8 +241,8 @@ async fn beside_an_upstream_that_is_not_for_everybody_only_named_ones_are_served
     .await;
     let origins = Origins::new(OriginsConfig {
         upstreams: BTreeMap::from([
-            (hint().upstream, spec(&registry.fake)),
-            ("open.test".parse().unwrap(), spec(&public)),
+            (hint().upstream, vec![spec(&registry.fake)]),
+            ("open.test".parse().unwrap(), vec![spec(&public)]),
         ]),
         docker_config: None,
     })
@@ -280,8 +280,8 @@ async fn one_registry_under_two_names_has_one_rule() {
     let registry = Registry::start().await;
     let origins = Origins::new(OriginsConfig {
         upstreams: BTreeMap::from([
-            (hint().upstream, spec(&registry.fake)),
-            ("alias".parse().unwrap(), spec(&registry.fake)),
+            (hint().upstream, vec![spec(&registry.fake)]),
+            ("alias".parse().unwrap(), vec![spec(&registry.fake)]),
         ]),
         docker_config: None,
     })
@@ -437,4 +437,26 @@ fn a_directory_cannot_decide_who_may_read() {
     gate(Access::Open).unwrap();
     let error = gate(Access::Origin).unwrap_err().to_string();
     assert!(error.contains("knows no users"), "{error}");
+}
+
+#[test]
+fn several_origins_cannot_decide_who_may_read() {
+    let upstream = hint().upstream;
+    let urls = ["https://one.test", "https://two.test"];
+    let list = urls.map(|url| OriginSpec::at(Url::parse(url).unwrap()));
+    let origins = Origins::new(OriginsConfig {
+        upstreams: BTreeMap::from([(upstream, list.into())]),
+        docker_config: None,
+    })
+    .unwrap();
+    let rules = rules_of(&[(UPSTREAM, Access::Origin)]);
+    let error = Gate::new(&rules, origins.clone())
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(error.contains("several origins"), "{error}");
+    // The second of the list is another upstream's registry, which is not for everybody.
+    let rules = rules_of(&[(UPSTREAM, Access::Open), ("two.test", Access::Origin)]);
+    let error = Gate::new(&rules, origins).err().unwrap().to_string();
+    assert!(error.contains("the same registry"), "{error}");
 }

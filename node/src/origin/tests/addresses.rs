@@ -129,7 +129,7 @@ fn a_ca_file_that_cannot_be_used_is_named() {
             ..OriginSpec::at(Url::parse("https://a.test").unwrap())
         };
         let config = OriginsConfig {
-            upstreams: BTreeMap::from([(hint().upstream, spec)]),
+            upstreams: BTreeMap::from([(hint().upstream, vec![spec])]),
             docker_config: None,
         };
         let error = Origins::new(config).err().unwrap().to_string();

@@ -149,7 +149,7 @@ async fn dockers_credentials_are_shown_to_the_realm_and_to_basic_registries() {
         );
         std::fs::write(&path, auths).unwrap();
         let origins = Origins::new(OriginsConfig {
-            upstreams: BTreeMap::from([(hint().upstream, spec(&registry))]),
+            upstreams: BTreeMap::from([(hint().upstream, vec![spec(&registry)])]),
             docker_config: Some(path),
         })
         .unwrap();
@@ -194,7 +194,7 @@ async fn an_identity_token_is_exchanged_by_post() {
     );
     std::fs::write(&path, config).unwrap();
     let origins = Origins::new(OriginsConfig {
-        upstreams: BTreeMap::from([(hint().upstream, spec(&registry))]),
+        upstreams: BTreeMap::from([(hint().upstream, vec![spec(&registry)])]),
         docker_config: Some(path),
     })
     .unwrap();

@@ -1,0 +1,131 @@
+//! One origin of an upstream.
+
+use std::{path::PathBuf, sync::Arc};
+
+use reqwest::Certificate;
+use shoal_protocol::{message::Hint, reference::Upstream};
+
+use super::{
+    Shared,
+    config::{OriginConfigError, OriginSpec},
+    error::OriginError,
+    grants::Grants,
+    loans::Loans,
+    registry::Registry,
+    site::Site,
+    storage::Storage,
+    transport::Transport,
+};
+use crate::clock::Clock;
+
+/// One origin of an upstream.
+pub(super) struct Place {
+    kind: Kind,
+    /// Of this origin alone: what one registry granted is not to be shown to another.
+    grants: Arc<Grants>,
+    loans: Arc<Loans>,
+}
+
+enum Kind {
+    Registry(Arc<Site>),
+    Storage(Storage),
+}
+
+/// What a repository's content is asked of.
+pub(super) enum Source<'a> {
+    Registry(Registry<'a>),
+    Storage(&'a Storage),
+}
+
+impl Place {
+    fn new(kind: Kind, clock: Clock, loans: &Arc<Loans>) -> Self {
+        Self {
+            kind,
+            grants: Grants::new(clock),
+            loans: Arc::clone(loans),
+        }
+    }
+
+    /// The origins that the operator configured for `upstream`, in their order.
+    pub(super) fn configured(
+        upstream: &Upstream,
+        specs: Vec<OriginSpec>,
+        shared: &Shared,
+    ) -> Result<Vec<Arc<Self>>, OriginConfigError> {
+        let each = specs.into_iter().map(|spec| {
+            spec.check(upstream)?;
+            let kind = if let Some(directory) = spec.directory() {
+                Kind::Storage(Storage::directory(directory))
+            } else {
+                let transport = transport(upstream, &spec, &shared.transport)?;
+                let docker_config = shared.docker_config.clone();
+                Kind::Registry(Arc::new(Site::configured(spec, docker_config, transport)))
+            };
+            Ok(Arc::new(Self::new(kind, shared.clock, &shared.loans)))
+        });
+        each.collect()
+    }
+
+    /// The origin of an upstream that nobody configured.
+    pub(super) fn public(upstream: &Upstream, shared: &Shared) -> Result<Self, OriginError> {
+        let transport = Arc::clone(&shared.transport);
+        let site = Site::public(upstream, shared.docker_config.clone(), transport)?;
+        let kind = Kind::Registry(Arc::new(site));
+        Ok(Self::new(kind, shared.clock, &shared.loans))
+    }
+
+    /// The registry, if it is one.
+    pub(super) fn site(&self) -> Option<&Arc<Site>> {
+        match &self.kind {
+            Kind::Registry(site) => Some(site),
+            Kind::Storage(_) => None,
+        }
+    }
+
+    /// What to ask for the content of a repository.
+    pub(super) fn source<'a>(&'a self, hint: &'a Hint) -> Source<'a> {
+        match &self.kind {
+            Kind::Registry(site) => Source::Registry(Registry {
+                site: Arc::clone(site),
+                hint,
+                grants: &self.grants,
+                loans: &self.loans,
+            }),
+            Kind::Storage(storage) => Source::Storage(storage),
+        }
+    }
+}
+
+fn transport(
+    upstream: &Upstream,
+    spec: &OriginSpec,
+    common: &Arc<Transport>,
+) -> Result<Arc<Transport>, OriginConfigError> {
+    let Some(path) = &spec.ca_file else {
+        return Ok(Arc::clone(common));
+    };
+    let authorities = read_authorities(upstream, path)?;
+    let transport = Transport::new(&authorities).map_err(|_| OriginConfigError::CaContent {
+        upstream: upstream.clone(),
+        path: path.clone(),
+    })?;
+    Ok(Arc::new(transport))
+}
+
+fn read_authorities(
+    upstream: &Upstream,
+    path: &PathBuf,
+) -> Result<Vec<Certificate>, OriginConfigError> {
+    let pem = std::fs::read(path).map_err(|source| OriginConfigError::CaFile {
+        upstream: upstream.clone(),
+        path: path.clone(),
+        source,
+    })?;
+    Certificate::from_pem_bundle(&pem)
+        .ok()
+        .filter(|authorities| !authorities.is_empty())
+        .ok_or_else(|| OriginConfigError::CaContent {
+            upstream: upstream.clone(),
+            path: path.clone(),
+        })
+}
