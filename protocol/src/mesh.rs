@@ -574,6 +574,16 @@ impl Mesh {
     pub(crate) fn finish(&mut self, ctx: &mut Ctx) {
         self.phase = Phase::Complete;
         self.verdict = None;
+        // That the last chunk is stored may be told only after the whole has been found right, when this
+        // mesh may be gone: its requests would count as outstanding for ever.
+        let flown: Vec<(u32, Peer)> = self
+            .flights
+            .iter()
+            .flat_map(|(chunk, flights)| flights.iter().map(|flight| (*chunk, flight.peer)))
+            .collect();
+        for (chunk, peer) in flown {
+            self.drop_flight(ctx, chunk, peer, false);
+        }
         let neighbours: Vec<Peer> = self.neighbours.keys().copied().collect();
         for peer in neighbours {
             self.offer(ctx, peer, true);
