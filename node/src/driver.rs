@@ -864,6 +864,7 @@ impl Driver {
                 .map(ToString::to_string)
                 .collect(),
             bans: self.bans.clone(),
+            origins: parts.origins.stats(),
             store: StoreStats {
                 used_bytes: usage.as_ref().map_or(0, |usage| usage.bytes_used),
                 quota_bytes: usage.as_ref().and_then(|usage| usage.quota),

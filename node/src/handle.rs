@@ -369,7 +369,8 @@ impl Admin for Handle {
     }
 
     fn metrics(&self) -> String {
-        self.0.parts.metrics.render()
+        let parts = &self.0.parts;
+        parts.metrics.render(&parts.origins.stats())
     }
 
     async fn node_stats(&self) -> NodeStats {

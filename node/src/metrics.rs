@@ -14,7 +14,7 @@ use std::{
 
 use shoal_protocol::time::{Duration, Time};
 
-use crate::stats::SourceBytes;
+use crate::stats::{OriginStats, SourceBytes};
 
 /// How far back rates look. Long enough to be steady at 4 MiB a chunk, short enough to show a
 /// stall while it lasts.
@@ -220,8 +220,8 @@ impl Metrics {
         self.rates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// All of it in the Prometheus text format, version 0.0.4.
-    pub fn render(&self) -> String {
+    /// All of it, and how the origins do, in the Prometheus text format, version 0.0.4.
+    pub fn render(&self, origins: &[OriginStats]) -> String {
         let mut out = Exposition::default();
         out.family(
             "shoal_build_info",
@@ -264,6 +264,36 @@ impl Metrics {
             "counter",
             "Time spent compressing chunks for peers and unpacking those from peers.",
             [(String::new(), self.packing_micros.get() as f64 / 1e6)],
+        );
+        let of_each = |value: fn(&OriginStats) -> u64| {
+            let samples = origins
+                .iter()
+                .map(move |origin| (labels_of(origin), value(origin)));
+            samples.collect::<Vec<_>>()
+        };
+        out.family(
+            "shoal_origin_up",
+            "gauge",
+            "Whether an origin is asked as usual: not while it is away, or limits its clients.",
+            of_each(|origin| u64::from(matches!(origin.state.as_str(), "up" | "untried"))),
+        );
+        out.family(
+            "shoal_origin_state_seconds",
+            "gauge",
+            "For how long that has been so.",
+            of_each(|origin| origin.since_seconds),
+        );
+        out.family(
+            "shoal_origin_asked_total",
+            "counter",
+            "Questions to an origin that ended, in an answer or not.",
+            of_each(|origin| origin.requests),
+        );
+        out.family(
+            "shoal_origin_failures_total",
+            "counter",
+            "Questions to an origin that it did not answer, and answers that broke off.",
+            of_each(|origin| origin.failures),
         );
         for (name, help, counter) in self.plain_counters() {
             out.family(name, "counter", help, [(String::new(), counter.get())]);
@@ -392,6 +422,13 @@ impl Metrics {
 }
 
 /// The text of an exposition, family by family.
+/// The labels that tell an origin from others.
+fn labels_of(origin: &OriginStats) -> String {
+    let escaped = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
+    let (upstream, url) = (escaped(&origin.upstream), escaped(&origin.url));
+    format!("upstream=\"{upstream}\",origin=\"{url}\"")
+}
+
 #[derive(Default)]
 struct Exposition(String);
 
@@ -502,12 +539,21 @@ mod tests {
         metrics.mirror_request(206);
         metrics.mirror_request(599);
         metrics.origin_request(OriginOutcome::Throttled);
-        let text = metrics.render();
+        let origin = OriginStats {
+            upstream: "docker.io".to_owned(),
+            url: "https://a.test/\"".to_owned(),
+            state: "away".to_owned(),
+            requests: 3,
+            ..OriginStats::default()
+        };
+        let text = metrics.render(&[origin]);
         for line in [
             "shoal_received_bytes_total{source=\"origin\"} 7",
             "shoal_mirror_requests_total{code=\"206\"} 1",
             "shoal_mirror_requests_total{code=\"other\"} 1",
             "shoal_origin_requests_total{outcome=\"throttled\"} 1",
+            r#"shoal_origin_up{upstream="docker.io",origin="https://a.test/\""} 0"#,
+            r#"shoal_origin_asked_total{upstream="docker.io",origin="https://a.test/\""} 3"#,
             "# TYPE shoal_store_bytes gauge",
         ] {
             assert!(text.lines().any(|have| have == line), "{line}\n{text}");

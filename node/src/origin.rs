@@ -16,6 +16,7 @@ mod access;
 mod address;
 mod asking;
 mod body;
+mod breaker;
 mod challenge;
 mod config;
 mod credentials;
@@ -24,10 +25,12 @@ mod failover;
 #[cfg(test)]
 mod fake;
 mod grants;
+mod health;
 mod limits;
 mod loans;
 mod login;
 mod manifest;
+mod page;
 mod permission;
 mod place;
 mod refusal;
@@ -42,7 +45,7 @@ mod transport;
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
@@ -64,12 +67,12 @@ pub(crate) use self::{
     permission::{Object, Refusal, Told},
 };
 use self::{
-    limits::PUBLIC_MAX,
+    limits::{PUBLIC_MAX, TAG_TIMEOUT},
     loans::{Loan, Loans},
     place::{Place, Source},
     transport::Transport,
 };
-use crate::clock::Clock;
+use crate::{clock::Clock, stats::OriginStats};
 
 /// All origins of this node. Cheap to clone; clones share connections and logins.
 #[derive(Clone)]
@@ -127,10 +130,19 @@ impl Origins {
     pub async fn resolve_tag(&self, hint: &Hint, tag: &Tag) -> Result<Digest, OriginError> {
         self.first(hint, tag.clone(), |place, hint, tag| {
             async move {
-                match place.source(&hint) {
-                    Source::Registry(registry) => registry.resolve_tag(&tag).await,
-                    Source::Storage(storage) => storage.resolve_tag(&hint, &tag).await,
-                }
+                let asked = async {
+                    match place.source(&hint) {
+                        Source::Registry(registry) => registry.resolve_tag(&tag).await,
+                        Source::Storage(storage) => storage.resolve_tag(&hint, &tag).await,
+                    }
+                };
+                let silent = || {
+                    let (upstream, seconds) = (&hint.upstream, TAG_TIMEOUT.as_secs());
+                    let text = format!("no origin of {upstream} said in {seconds} s what {tag} is");
+                    Err(OriginError::Unreachable(text))
+                };
+                let answer = tokio::time::timeout(TAG_TIMEOUT, asked).await;
+                answer.unwrap_or_else(|_| silent())
             }
             .boxed()
         })
@@ -159,12 +171,13 @@ impl Origins {
         let about = (*digest, kind, start, end);
         self.first(hint, about, |place, hint, (digest, kind, start, end)| {
             async move {
-                match place.source(&hint) {
+                let body = match place.source(&hint) {
                     Source::Registry(registry) => registry.read(&digest, kind, start, end).await,
                     Source::Storage(storage) => {
                         storage.read(&hint, &digest, kind, start, end).await
                     }
-                }
+                };
+                body.map(|body| health::watched(place, body))
             }
             .boxed()
         })
@@ -231,8 +244,7 @@ impl Origins {
         if let Some(places) = shared.configured.get(upstream) {
             return Ok(places.clone());
         }
-        // Each change is one insertion or removal: a panic leaves nothing half done.
-        let mut public = shared.public.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut public = self.public();
         if let Some(place) = public.get(upstream) {
             return Ok(vec![Arc::clone(place)]);
         }
@@ -242,6 +254,26 @@ impl Origins {
         }
         public.insert(upstream.clone(), Arc::clone(&place));
         Ok(vec![place])
+    }
+
+    fn public(&self) -> MutexGuard<'_, BTreeMap<Upstream, Arc<Place>>> {
+        // Each change is one insertion or removal: a panic leaves nothing half done.
+        let public = self.shared.public.lock();
+        public.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the upstream has more than one origin, so that what one does not give another may.
+    pub(crate) fn has_several(&self, upstream: &Upstream) -> bool {
+        let places = self.shared.configured.get(upstream);
+        places.is_some_and(|places| places.len() > 1)
+    }
+
+    /// How the origins do that the operator configured or that were asked lately.
+    pub(crate) fn stats(&self) -> Vec<OriginStats> {
+        let public: Vec<_> = self.public().values().cloned().collect();
+        let configured = self.shared.configured.values().flatten();
+        let all = configured.chain(&public);
+        all.map(|place| place.health().stats()).collect()
     }
 
     /// The upstreams that the operator configured.

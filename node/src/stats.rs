@@ -86,6 +86,28 @@ pub struct BanStats {
     pub reason: String,
 }
 
+/// How one origin of an upstream does, as one node sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OriginStats {
+    /// The upstream.
+    pub upstream: String,
+    /// Where the origin is, without credentials and query.
+    pub url: String,
+    /// `up`, `limited` (it limits its clients, and is asked after the others), `away` (it is not asked
+    /// but by one request after each pause) or `untried` (it was away, and nobody had a reason to ask it
+    /// for 10 s and more).
+    pub state: String,
+    /// Seconds since it is so.
+    pub since_seconds: u64,
+    /// Requests that ended since the node started.
+    pub requests: u64,
+    /// How many of them failed, those whose body broke off included.
+    pub failures: u64,
+    /// Why it is not up.
+    pub reason: Option<String>,
+}
+
 /// How full a node's store is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -125,6 +147,8 @@ pub struct NodeStats {
     pub stewarding: Vec<String>,
     /// The peers that it has banned.
     pub bans: Vec<BanStats>,
+    /// How the origins do that it is configured with, in their order, and others that it asked.
+    pub origins: Vec<OriginStats>,
     /// How full its store is.
     pub store: StoreStats,
     /// Connections to peers.
@@ -187,6 +211,30 @@ pub struct SwarmBan {
     pub reason: String,
 }
 
+/// One origin of an upstream, as the members together see it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SwarmOrigin {
+    /// The upstream.
+    pub upstream: String,
+    /// Where the origin is, without credentials and query.
+    pub url: String,
+    /// Members for which it is up.
+    pub up: usize,
+    /// Members whose requests it limits.
+    pub limited: usize,
+    /// Members for which it is away.
+    pub away: usize,
+    /// Members for which it was, and that had no reason to try it again.
+    pub untried: usize,
+    /// Requests of all members.
+    pub requests: u64,
+    /// How many of them failed.
+    pub failures: u64,
+    /// Why it is not up, in the words of the first member that says so.
+    pub reason: Option<String>,
+}
+
 /// What the answers of many nodes say of the swarm.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -209,6 +257,8 @@ pub struct SwarmStats {
     /// that were fetched from anywhere. 1 is the least that a cold swarm can do; null before the
     /// first fetch.
     pub origin_copies: Option<f64>,
+    /// The origins of all members, those of an upstream in their order.
+    pub origins: Vec<SwarmOrigin>,
     /// Who is banned by whom.
     pub banned: Vec<SwarmBan>,
     /// Ids of members that pull at less than half of the median rate of all that pull.
@@ -244,6 +294,7 @@ impl SwarmStats {
         let (bytes, rates) = (sum(|node| node.bytes), sum(|node| node.rates));
         let (blobs, origin_copies) = merge_blobs(&members);
         let banned = merge_bans(&members);
+        let origins = merge_origins(&members);
         let slow = slow_members(&members);
         for member in &mut members {
             member.blobs.clear();
@@ -257,6 +308,7 @@ impl SwarmStats {
             rates,
             offload_ratio: bytes.offload_ratio(),
             origin_copies,
+            origins,
             banned,
             slow,
         }
@@ -312,6 +364,36 @@ fn merge_bans(members: &[NodeStats]) -> Vec<SwarmBan> {
         }
     }
     merged.into_values().collect()
+}
+
+fn merge_origins(members: &[NodeStats]) -> Vec<SwarmOrigin> {
+    let mut merged = Vec::<SwarmOrigin>::new();
+    for origin in members.iter().flat_map(|member| &member.origins) {
+        let same = |have: &SwarmOrigin| have.upstream == origin.upstream && have.url == origin.url;
+        let at = merged.iter().position(same).unwrap_or_else(|| {
+            merged.push(SwarmOrigin {
+                upstream: origin.upstream.clone(),
+                url: origin.url.clone(),
+                ..SwarmOrigin::default()
+            });
+            merged.len() - 1
+        });
+        let into = &mut merged[at];
+        match origin.state.as_str() {
+            "up" => into.up += 1,
+            "limited" => into.limited += 1,
+            "untried" => into.untried += 1,
+            _ => into.away += 1,
+        }
+        into.requests = into.requests.saturating_add(origin.requests);
+        into.failures = into.failures.saturating_add(origin.failures);
+        if into.reason.is_none() {
+            into.reason.clone_from(&origin.reason);
+        }
+    }
+    // Stable: the order within an upstream is that of the first member.
+    merged.sort_by(|a, b| a.upstream.cmp(&b.upstream));
+    merged
 }
 
 fn slow_members(members: &[NodeStats]) -> Vec<String> {

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use shoal_node::stats::SwarmStats;
+use shoal_node::stats::{SwarmOrigin, SwarmStats};
 
 use super::admin::{AdminArgs, AdminClient};
 use crate::output::{self, Align, Table, bytes, duration, percent, rate, short};
@@ -76,6 +76,7 @@ impl Display for Report<'_> {
             members(swarm)
         )?;
         sources(swarm, f)?;
+        origins(swarm, f)?;
         blobs(swarm, f)?;
         for ban in &swarm.banned {
             writeln!(
@@ -157,6 +158,54 @@ fn sources(swarm: &SwarmStats, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f)
 }
 
+fn origins(swarm: &SwarmStats, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    if swarm.origins.is_empty() {
+        return Ok(());
+    }
+    let mut table = Table::new(&[
+        ("UPSTREAM", Align::Left),
+        ("ORIGIN", Align::Left),
+        ("REQUESTS", Align::Right),
+        ("FAILURES", Align::Right),
+        ("STATE", Align::Left),
+    ]);
+    for origin in &swarm.origins {
+        let SwarmOrigin {
+            up,
+            limited,
+            away,
+            untried,
+            ..
+        } = *origin;
+        let all = up + limited + away + untried;
+        let told = |state: &str, count: usize| match count {
+            0 => None,
+            count if count == all => Some(state.to_owned()),
+            count => Some(format!("{state} for {count} of {all}")),
+        };
+        let states = [
+            told("away", away),
+            told("limited", limited),
+            told("untried", untried),
+            told("up", up),
+        ];
+        table.row([
+            origin.upstream.clone(),
+            origin.url.clone(),
+            origin.requests.to_string(),
+            origin.failures.to_string(),
+            states.into_iter().flatten().collect::<Vec<_>>().join(", "),
+        ]);
+    }
+    write!(f, "\n{table}")?;
+    for origin in &swarm.origins {
+        if let Some(reason) = &origin.reason {
+            writeln!(f, "{}: {reason}", origin.url)?;
+        }
+    }
+    Ok(())
+}
+
 fn blobs(swarm: &SwarmStats, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     if swarm.blobs.is_empty() {
         return Ok(());
@@ -189,7 +238,7 @@ fn blobs(swarm: &SwarmStats, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 
 #[cfg(test)]
 mod tests {
-    use shoal_node::stats::{BanStats, BlobStats, NodeStats, SourceBytes};
+    use shoal_node::stats::{BanStats, BlobStats, NodeStats, OriginStats, SourceBytes};
 
     use super::*;
 
@@ -221,14 +270,41 @@ mod tests {
             }],
             ..NodeStats::default()
         };
-        let report = Report(&SwarmStats::merge(vec![node], 2)).to_string();
+        let origin = |url: &str, state: &str| OriginStats {
+            upstream: "docker.io".into(),
+            url: url.into(),
+            state: state.into(),
+            requests: 4,
+            failures: 3,
+            reason: (state == "away").then(|| "connection refused".into()),
+            ..OriginStats::default()
+        };
+        let node = NodeStats {
+            origins: vec![
+                origin("https://b.test/", "away"),
+                origin("https://a.test/", "up"),
+            ],
+            ..node
+        };
+        let other = NodeStats {
+            id: "cc".repeat(32),
+            origins: vec![
+                origin("https://b.test/", "up"),
+                origin("https://a.test/", "up"),
+            ],
+            ..NodeStats::default()
+        };
+        let report = Report(&SwarmStats::merge(vec![node, other], 3)).to_string();
         for part in [
-            "1 of 2 members answered",
+            "2 of 3 members answered",
+            "docker.io  https://b.test/         8         6  away for 1 of 2, up for 1 of 2",
+            "docker.io  https://a.test/         8         6  up\n",
+            "https://b.test/: connection refused",
             "aaaaaaaaaaaa  10.0.0.1:5004  2m05s  1.0 MB  7.0 MB",
             "peers   7.0 MB  87.5 %",
             "Offload: 87.5 %",
             "and 10 smaller ones",
-            "Banned: bbbbbbbbbbbb by 1 of 1: signed a wrong hash",
+            "Banned: bbbbbbbbbbbb by 1 of 2: signed a wrong hash",
         ] {
             assert!(report.contains(part), "{part}\n{report}");
         }

@@ -55,6 +55,7 @@ fn write(
         )?,
     }
     sources(html, swarm)?;
+    origins(html, node)?;
     members(html, swarm)?;
     blobs(html, swarm)?;
     banned(html, swarm)?;
@@ -123,6 +124,37 @@ fn members(html: &mut String, swarm: &SwarmStats) -> fmt::Result {
     }
     html.push_str("</table></div>");
     more(html, swarm.members.len())
+}
+
+fn origins(html: &mut String, node: &NodeStats) -> fmt::Result {
+    if node.origins.is_empty() {
+        return Ok(());
+    }
+    html.push_str(
+        "<h2>Origins, as this node sees them</h2><div class=\"wide\"><table><tr><th>Upstream</th>\
+         <th>Origin</th><th>State</th><th class=\"n\">For</th><th class=\"n\">Requests</th>\
+         <th class=\"n\">Failures</th></tr>",
+    );
+    for origin in node.origins.iter().take(ROWS_MAX) {
+        write!(
+            html,
+            "<tr><td>{}</td><td>{}</td><td class=\"{}\">{}</td><td class=\"n\">{} s</td>\
+             <td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
+            Escaped(&origin.upstream),
+            Escaped(&origin.url),
+            if matches!(origin.state.as_str(), "up" | "untried") {
+                ""
+            } else {
+                "bad"
+            },
+            Escaped(&origin.state),
+            origin.since_seconds,
+            origin.requests,
+            origin.failures,
+        )?;
+    }
+    html.push_str("</table></div>");
+    more(html, node.origins.len())
 }
 
 fn blobs(html: &mut String, swarm: &SwarmStats) -> fmt::Result {
@@ -228,7 +260,7 @@ impl fmt::Display for Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stats::SwarmBan;
+    use crate::stats::{OriginStats, SwarmBan};
 
     #[test]
     fn what_nodes_say_of_themselves_cannot_become_markup() {
@@ -239,6 +271,12 @@ mod tests {
             addresses: vec![hostile.into()],
             ..NodeStats::default()
         };
+        node.origins.push(OriginStats {
+            upstream: hostile.into(),
+            url: hostile.into(),
+            state: hostile.into(),
+            ..OriginStats::default()
+        });
         node.bans.clear();
         let mut swarm = SwarmStats::merge(vec![node.clone()], 1);
         swarm.banned.push(SwarmBan {

@@ -30,7 +30,6 @@ use shoal_protocol::{
 use super::{
     Origins,
     config::OriginConfigError,
-    error::OriginError,
     limits::{HELD_MAX, VERDICTS_MAX},
     loans::Loan,
     permission::{Object, Reader, Refusal, Told},
@@ -255,7 +254,7 @@ impl Gate {
             }
             Refusal::Origin(error) => match memory.greetings.get(upstream) {
                 // So that a client whose rights are remembered learns how to show them.
-                Some(told) if authorization.is_none() && is_away(&error) => {
+                Some(told) if authorization.is_none() && error.is_away() => {
                     Refusal::Told(told.clone())
                 }
                 _ => Refusal::Origin(error),
@@ -316,7 +315,7 @@ impl Gate {
                 self.judge(key, Err(told.clone()));
                 Err(NoPass::Refused(Refusal::Told(told)))
             }
-            Err(Refusal::Origin(error)) if is_away(&error) => match known {
+            Err(Refusal::Origin(error)) if error.is_away() => match known {
                 Some(verdict) if within(&verdict, self.lifetimes.kept) => match verdict.told {
                     Ok(()) if held => Ok(pass()),
                     Ok(()) => Err(NoPass::Refused(Refusal::Origin(error))),
@@ -399,15 +398,5 @@ fn digest_of(object: &Object) -> Option<Digest> {
     match object {
         Object::Manifest(Selector::Digest(digest)) | Object::Blob(digest) => Some(*digest),
         Object::Manifest(Selector::Tag(_)) | Object::Lists => None,
-    }
-}
-
-/// Whether the origin could not be asked, rather than said something.
-fn is_away(error: &OriginError) -> bool {
-    match error {
-        OriginError::Unreachable(_)
-        | OriginError::Throttled { .. }
-        | OriginError::Truncated { .. } => true,
-        OriginError::NotFound(_) | OriginError::Denied(_) | OriginError::Invalid(_) => false,
     }
 }

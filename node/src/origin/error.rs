@@ -43,6 +43,16 @@ pub enum OriginError {
     Invalid(String),
 }
 
+impl OriginError {
+    /// Whether the origin could not be asked, rather than said something.
+    pub(crate) fn is_away(&self) -> bool {
+        match self {
+            Self::Unreachable(_) | Self::Throttled { .. } | Self::Truncated { .. } => true,
+            Self::NotFound(_) | Self::Denied(_) | Self::Invalid(_) => false,
+        }
+    }
+}
+
 fn of_expected(expected: Option<u64>) -> String {
     expected.map_or_else(String::new, |expected| format!(" of {expected}"))
 }

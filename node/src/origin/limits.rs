@@ -5,9 +5,17 @@ use std::time::Duration;
 /// To a TCP connection, TLS included. Three SYNs fit; a host that takes longer is down.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long whoever happens to try an origin again waits for it: an origin that is back answers in a
+/// fraction of that, and one that drops packets would take all of [`CONNECT_TIMEOUT`].
+pub(super) const PROBE_PATIENCE: Duration = Duration::from_secs(1);
+
 /// From a sent request to the head of its answer. Registries that check permissions in a remote
 /// database or wake a cold bucket take seconds, not more.
 pub(super) const HEADERS_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// For the answer to what a tag names, the connection and a login included: a client waits for it, and
+/// the swarm may remember.
+pub(super) const TAG_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Between two pieces of a body. Longer than TCP's recovery from a burst of loss.
 pub(super) const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(10);

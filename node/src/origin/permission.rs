@@ -1,9 +1,11 @@
 //! Whether an origin lets somebody read, asked without reading.
 
+use std::sync::Arc;
+
 use futures::FutureExt as _;
 use reqwest::{
-    Method, Response, StatusCode,
-    header::{CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE},
+    Method, StatusCode,
+    header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE},
 };
 use shoal_protocol::{
     digest::Digest,
@@ -16,11 +18,12 @@ use super::{
     asking::Asking,
     body,
     error::OriginError,
+    failover,
     limits::CHALLENGE_BYTES_MAX,
     place::{Place, Source},
     refusal,
     registry::refuses_method,
-    site::Answer,
+    site::{Answer, Site},
 };
 
 /// What somebody wants to read.
@@ -113,21 +116,39 @@ impl Origins {
         authorization: Option<&HeaderValue>,
     ) -> Result<(), Refusal> {
         let places = self.places(upstream)?;
-        let Some(site) = places.first().and_then(|place| place.site()) else {
+        let Some(place) = places.into_iter().find(|place| place.site().is_some()) else {
             return Ok(());
         };
-        let subject = format!("asking {} for /v2/", site.base);
-        let answer = site
-            .follow(
-                &Method::GET,
-                &site.url(""),
-                &HeaderMap::new(),
-                authorization,
-                &subject,
-            )
-            .await?;
-        judge(answer, Reader::Client(authorization), &subject).await
+        let (asked, authorization) = (Arc::clone(&place), authorization.cloned());
+        let greeted = async move {
+            let Some(site) = asked.site() else {
+                return Ok(Ok(()));
+            };
+            let authorization = authorization.as_ref();
+            match greet(site, authorization).await {
+                Ok(()) => Ok(Ok(())),
+                Err(Refusal::Told(told)) => Ok(Err(told)),
+                Err(Refusal::Origin(error)) => Err(error),
+            }
+        };
+        let turn = place.health().turn();
+        let told = failover::in_turn(turn, place, greeted.boxed()).await?;
+        told.map_err(Refusal::Told)
     }
+}
+
+async fn greet(site: &Site, authorization: Option<&HeaderValue>) -> Result<(), Refusal> {
+    let subject = format!("asking {} for /v2/", site.base);
+    let answer = site
+        .follow(
+            &Method::GET,
+            &site.url(""),
+            &HeaderMap::new(),
+            authorization,
+            &subject,
+        )
+        .await?;
+    judge(answer, Reader::Client(authorization), &subject).await
 }
 
 async fn permits(
@@ -187,13 +208,6 @@ async fn judge(answer: Answer, reader: Reader<'_>, subject: &str) -> Result<(), 
     } = answer;
     let status = response.status();
     match status {
-        // The login page of a portal in between is no registry's leave.
-        StatusCode::OK | StatusCode::PARTIAL_CONTENT if is_page(&response) => {
-            Err(Refusal::Origin(OriginError::Unreachable(format!(
-                "{subject}: the answer is an HTML page; is this the URL of a registry, and nothing \
-                 in between?"
-            ))))
-        }
         // Every range lies outside an empty blob.
         StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => Ok(()),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
@@ -216,11 +230,4 @@ async fn judge(answer: Answer, reader: Reader<'_>, subject: &str) -> Result<(), 
         }
         _ => Err(Refusal::Origin(refusal::error(response, subject).await)),
     }
-}
-
-fn is_page(response: &Response) -> bool {
-    let content_type = response.headers().get(CONTENT_TYPE);
-    content_type
-        .and_then(|value| value.to_str().ok())
-        .is_some_and(|value| value.to_ascii_lowercase().starts_with("text/html"))
 }

@@ -10,17 +10,17 @@ use super::{
     config::{OriginConfigError, OriginSpec},
     error::OriginError,
     grants::Grants,
+    health::Health,
     loans::Loans,
     registry::Registry,
     site::Site,
     storage::Storage,
     transport::Transport,
 };
-use crate::clock::Clock;
-
 /// One origin of an upstream.
 pub(super) struct Place {
     kind: Kind,
+    health: Health,
     /// Of this origin alone: what one registry granted is not to be shown to another.
     grants: Arc<Grants>,
     loans: Arc<Loans>,
@@ -38,11 +38,12 @@ pub(super) enum Source<'a> {
 }
 
 impl Place {
-    fn new(kind: Kind, clock: Clock, loans: &Arc<Loans>) -> Self {
+    fn new(kind: Kind, health: Health, shared: &Shared) -> Self {
         Self {
             kind,
-            grants: Grants::new(clock),
-            loans: Arc::clone(loans),
+            health,
+            grants: Grants::new(shared.clock),
+            loans: Arc::clone(&shared.loans),
         }
     }
 
@@ -52,8 +53,10 @@ impl Place {
         specs: Vec<OriginSpec>,
         shared: &Shared,
     ) -> Result<Vec<Arc<Self>>, OriginConfigError> {
+        let several = specs.len() > 1;
         let each = specs.into_iter().map(|spec| {
             spec.check(upstream)?;
+            let health = Health::new(upstream, &spec.url, several, shared.clock);
             let kind = if let Some(directory) = spec.directory() {
                 Kind::Storage(Storage::directory(directory))
             } else {
@@ -61,7 +64,7 @@ impl Place {
                 let docker_config = shared.docker_config.clone();
                 Kind::Registry(Arc::new(Site::configured(spec, docker_config, transport)))
             };
-            Ok(Arc::new(Self::new(kind, shared.clock, &shared.loans)))
+            Ok(Arc::new(Self::new(kind, health, shared)))
         });
         each.collect()
     }
@@ -70,8 +73,14 @@ impl Place {
     pub(super) fn public(upstream: &Upstream, shared: &Shared) -> Result<Self, OriginError> {
         let transport = Arc::clone(&shared.transport);
         let site = Site::public(upstream, shared.docker_config.clone(), transport)?;
+        let health = Health::new(upstream, &site.base, false, shared.clock);
         let kind = Kind::Registry(Arc::new(site));
-        Ok(Self::new(kind, shared.clock, &shared.loans))
+        Ok(Self::new(kind, health, shared))
+    }
+
+    /// How it does.
+    pub(super) fn health(&self) -> &Health {
+        &self.health
     }
 
     /// The registry, if it is one.

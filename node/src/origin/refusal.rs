@@ -3,12 +3,16 @@
 use reqwest::{Response, StatusCode, header::RETRY_AFTER};
 use serde::Deserialize;
 
-use super::{body, error::OriginError, retry_after};
+use super::{body, error::OriginError, page, retry_after};
 use crate::clock;
 
 /// The error that an answer without success means, with the registry's own words.
 pub(super) async fn error(response: Response, subject: &str) -> OriginError {
     let status = response.status();
+    let forbids = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+    if forbids && page::is_page(&response) {
+        return page::in_between(&response, subject);
+    }
     let host = response.url().host_str().unwrap_or_default().to_owned();
     let retry_after = response
         .headers()

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use reqwest::{
-    Method, Response,
+    Method, Response, StatusCode,
     header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION},
 };
 use shoal_protocol::reference::{DEFAULT_UPSTREAM, Upstream};
@@ -15,6 +15,7 @@ use super::{
     config::{Credentials, OriginSpec},
     error::OriginError,
     limits::REDIRECTS_MAX,
+    page,
     transport::{Reach, Request, Transport},
 };
 
@@ -116,10 +117,11 @@ impl Site {
             };
             let response = self.send(&request, subject).await?;
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-                return Ok(Answer {
+                let answer = Answer {
                     response,
                     elsewhere,
-                });
+                };
+                return self.genuine(method, answer, subject).await;
             }
             url = response
                 .headers()
@@ -137,6 +139,48 @@ impl Site {
         Err(OriginError::Invalid(format!(
             "{subject}: more than {REDIRECTS_MAX} redirects"
         )))
+    }
+
+    /// The answer, unless it is a page that something in between gave.
+    async fn genuine(
+        &self,
+        method: &Method,
+        answer: Answer,
+        subject: &str,
+    ) -> Result<Answer, OriginError> {
+        let Answer {
+            response,
+            elsewhere,
+        } = &answer;
+        if !page::is_page(response) {
+            return Ok(answer);
+        }
+        let genuine = match response.status() {
+            StatusCode::NOT_FOUND if !elsewhere => self.is_registry(subject).await?,
+            // Presigned URLs refuse methods so; whoever asked goes on with GET.
+            StatusCode::FORBIDDEN if *elsewhere => method == Method::HEAD,
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => false,
+            status => !status.is_success(),
+        };
+        if genuine {
+            return Ok(answer);
+        }
+        Err(page::in_between(response, subject))
+    }
+
+    /// Whether it is a registry that answers at its URL.
+    async fn is_registry(&self, subject: &str) -> Result<bool, OriginError> {
+        let request = Request {
+            method: Method::GET,
+            url: self.url(""),
+            headers: HeaderMap::new(),
+            form: None,
+        };
+        let response = self.send(&request, subject).await?;
+        let known = !page::is_page(&response)
+            && matches!(response.status(), StatusCode::OK | StatusCode::UNAUTHORIZED);
+        body::collect_refusal(response).await;
+        Ok(known)
     }
 
     /// Sends a request, without following redirects, where this site may lead.

@@ -65,7 +65,6 @@ async fn a_manifest_is_read_by_digest() {
 #[tokio::test]
 async fn what_is_no_manifest_is_invalid() {
     for (media_type, body) in [
-        ("text/html; charset=utf-8", "{}"),
         ("application/json", "<!doctype html><p>Please log in"),
         ("application/json", r#"{"schemaVersion":"#),
         ("application/json", "[]"),
