@@ -30,6 +30,9 @@ const GATHER_BYTES: usize = 256 << 10;
 /// Progress is reported no more often than this.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
+/// How often a read goes on from another origin under one lease; then the steward decides.
+const CONTINUATIONS_MAX: usize = 4;
+
 /// Why a read under a lease ended.
 enum End {
     Origin(OriginFailure),
@@ -95,12 +98,17 @@ impl Read {
             match self.open(hint).await {
                 Ok(body) => {
                     let body = self.fitting(body, hint).await?;
-                    let outcome = self.take(body).await;
+                    let outcome = self.take(body, hint).await;
                     self.count(outcome.as_ref().err());
                     return outcome;
                 }
                 Err(error) => {
-                    tracing::info!("{error}");
+                    // That an origin is away is said once.
+                    if error.is_away() {
+                        tracing::debug!("{error}");
+                    } else {
+                        tracing::info!("{error}");
+                    }
                     self.parts.metrics.origin_request(outcome_of(&error));
                     last = OriginFailure::from(&error);
                     if !matches!(last, OriginFailure::NotFound | OriginFailure::Denied) {
@@ -161,19 +169,50 @@ impl Read {
             .map_err(|error| End::Origin(OriginFailure::from(&error)))
     }
 
-    /// Cuts the body into chunks; writes, signs and reports them.
-    async fn take(&mut self, body: OriginBody) -> Result<(), End> {
+    /// Takes in what the lease covers. Where a body breaks off and the upstream has another origin,
+    /// that one is asked for what is missing, and nothing is read twice.
+    async fn take(&mut self, mut body: OriginBody, hint: &Hint) -> Result<(), End> {
+        if body.size.is_none() && self.slot.borrow().is_none() {
+            return self.take_unsized(body.stream).await;
+        }
+        let stored = self.stored().await?;
+        let geometry = stored.geometry();
+        let last_byte = geometry
+            .range(self.lease.end.min(geometry.chunks()) - 1)
+            .end;
+        let mut writer = Writer::new(self, &stored);
+        for _ in 0..CONTINUATIONS_MAX {
+            let failure = match self.fill(&mut writer, body, last_byte).await {
+                Ok(()) => return writer.finish().await,
+                Err(End::Origin(failure @ OriginFailure::Failed(_))) => failure,
+                Err(end) => return Err(end),
+            };
+            if !self.parts.origins.has_several(&hint.upstream) {
+                return Err(End::Origin(failure));
+            }
+            tracing::debug!("going on from another origin: {failure:?}");
+            self.parts.metrics.origin_request(OriginOutcome::Cut);
+            let next =
+                self.parts
+                    .origins
+                    .read(&self.blob, self.kind, hint, writer.at(), Some(last_byte));
+            body = next
+                .await
+                .map_err(|error| End::Origin(OriginFailure::from(&error)))?;
+        }
+        let failure = format!("the origins' answers for {} break off", self.blob);
+        Err(End::Origin(OriginFailure::Failed(failure)))
+    }
+
+    /// Cuts the body into chunks; writes, signs and reports them, up to `last_byte` of the blob.
+    async fn fill(&self, writer: &mut Writer, body: OriginBody, last_byte: u64) -> Result<(), End> {
         let OriginBody {
             start,
             whole,
             size,
             mut stream,
         } = body;
-        if size.is_none() && self.slot.borrow().is_none() {
-            return self.take_unsized(stream).await;
-        }
-        let stored = self.stored().await?;
-        let geometry = stored.geometry();
+        let stored = Arc::clone(&writer.stored);
         if size.is_some_and(|size| size != stored.size()) {
             return Err(End::Origin(OriginFailure::Failed(format!(
                 "the origin says that {} has {} bytes; its manifest says {}",
@@ -182,23 +221,24 @@ impl Read {
                 stored.size()
             ))));
         }
-        let first_byte = geometry.range(self.lease.first).start;
         // An origin that knows no ranges gives all of the blob. That is of use only to a lease that
         // goes on to the end; the steward makes it one.
-        if whole && self.lease.end < geometry.chunks() {
+        if whole && self.lease.end < stored.geometry().chunks() {
             return Err(End::Origin(OriginFailure::NoRanges));
         }
-        let last_byte = geometry
-            .range(self.lease.end.min(geometry.chunks()) - 1)
-            .end;
+        let first_byte = writer.at();
         let mut at = start;
-        let mut writer = Writer::new(self, &stored);
         let mut gathered = BytesMut::new();
+        let mut broken = None;
         while at < last_byte {
-            let Some(piece) = stream.next().await else {
-                break;
+            let piece = match stream.next().await {
+                Some(Ok(piece)) => piece,
+                Some(Err(error)) => {
+                    broken = Some(OriginFailure::from(&error));
+                    break;
+                }
+                None => break,
             };
-            let piece = piece.map_err(|error| End::Origin(OriginFailure::from(&error)))?;
             let skip = first_byte.saturating_sub(at).min(piece.len() as u64);
             let keep = (last_byte - at).min(piece.len() as u64);
             writer.progress += keep;
@@ -211,15 +251,17 @@ impl Read {
             }
         }
         writer.write(gathered.freeze()).await?;
-        writer.finish().await?;
-        if at < last_byte {
-            return Err(End::Origin(OriginFailure::Failed(format!(
+        writer.report(true).await;
+        if at >= last_byte {
+            return Ok(());
+        }
+        Err(End::Origin(broken.unwrap_or_else(|| {
+            OriginFailure::Failed(format!(
                 "the origin's answer for {} ended {} bytes early",
                 self.blob,
                 last_byte - at
-            ))));
-        }
-        Ok(())
+            ))
+        })))
     }
 
     /// The origin does not say how long its answer is; only a manifest may be read so.
@@ -294,6 +336,11 @@ impl Writer {
             progress: 0,
             reported: clock::instant(),
         }
+    }
+
+    /// The first byte of the blob that is not written yet.
+    fn at(&self) -> u64 {
+        self.stored.geometry().range(self.index).start + u64::from(self.offset)
     }
 
     /// Whether what is gathered is worth writing now, so that a client sees the first bytes early.
