@@ -45,6 +45,10 @@ const MIN_FREE_DEFAULT: ByteSize = ByteSize(1 << 30);
 /// should be seen soon; long enough that a mass pull asks once.
 const TAG_TTL_DEFAULT: Duration = Duration::from_secs(10);
 
+/// For how long a tag's last known answer is given while the origin cannot be asked: longer than an
+/// outage that somebody repairs, short enough that nobody runs for ever what nobody can change.
+const TAG_STALE_DEFAULT: Duration = Duration::from_hours(7 * 24);
+
 /// The settings of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -84,6 +88,8 @@ pub struct Config {
     pub docker_config: Option<PathBuf>,
     /// How long a tag's answer is used without asking the origin again.
     pub tag_ttl: Duration,
+    /// For how long a tag's last known answer is given while the origin cannot be asked.
+    pub tag_stale: Duration,
     /// What to log: a level, or `target=level` pairs separated by commas.
     pub log: String,
 }
@@ -324,6 +330,9 @@ impl Sources {
             tag_ttl: self
                 .one::<Period>("tag_ttl", |raw| raw.tag_ttl.as_ref())?
                 .map_or(TAG_TTL_DEFAULT, |period| period.0),
+            tag_stale: self
+                .one::<Period>("tag_stale", |raw| raw.tag_stale.as_ref())?
+                .map_or(TAG_STALE_DEFAULT, |period| period.0),
             log: self
                 .find("log", |raw| raw.log.as_ref())
                 .map_or_else(|| "info".to_owned(), |(_, text)| text.clone()),

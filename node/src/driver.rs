@@ -156,6 +156,8 @@ pub(crate) struct Parts {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tallies: Tallies,
     pub(crate) facts: mpsc::Sender<Fact>,
+    /// How old a tag's last known answer may be.
+    pub(crate) tag_stale: Duration,
 }
 
 /// A blob that this node is fetching.
@@ -307,10 +309,7 @@ impl Driver {
                 self.want_blob(blob, kind, size, hint, reply);
             }
             Fact::WantTag { key, reply } => {
-                let known = self.parts.store.tag(&key).map(|record| {
-                    let age = unix_seconds().saturating_sub(record.asked_at);
-                    (record, age)
-                });
+                let known = self.known_tag(&key);
                 let waiting = self.tags.entry(key.clone()).or_default();
                 waiting.retain(|waiting| !waiting.is_closed());
                 waiting.push(reply);
@@ -382,11 +381,16 @@ impl Driver {
                         Ok(record)
                     }
                     Err(error) => {
-                        tracing::info!("{error}");
+                        // That an origin is away is said once.
+                        if error.is_away() {
+                            tracing::debug!("{error}");
+                        } else {
+                            tracing::info!("{error}");
+                        }
                         Err((&error).into())
                     }
                 };
-                let known = self.parts.store.tag(&key);
+                let known = self.known_tag(&key).map(|(record, _)| record);
                 let imported = self.parts.store.import(&key).map(Box::new);
                 self.event(Event::TagAsked {
                     key,
@@ -749,6 +753,13 @@ impl Driver {
             }
             Action::Note(note) => tracing::info!("{note}"),
         }
+    }
+
+    /// What a tag is known to have named, and how many seconds ago; not where that is too long.
+    fn known_tag(&self, key: &TagKey) -> Option<(TagRecord, u64)> {
+        let record = self.parts.store.tag(key)?;
+        let age = unix_seconds().saturating_sub(record.asked_at);
+        (age <= self.parts.tag_stale.as_secs()).then_some((record, age))
     }
 
     fn remember_tag(&self, key: &TagKey, record: &TagRecord) {

@@ -205,6 +205,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Node
         metrics: Arc::clone(&metrics),
         tallies: Tallies::default(),
         facts,
+        tag_stale: config.tag_stale,
     });
     let handle = Handle::new(Arc::clone(&parts), demands);
     let driver = Driver::new(parts, core);

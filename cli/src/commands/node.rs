@@ -81,6 +81,9 @@ pub(crate) struct NodeArgs {
     /// How long a tag is used before the origin is asked again [default: 10s]
     #[arg(long, value_name = "TIME")]
     tag_ttl: Option<String>,
+    /// How long its last known answer is given while the origin cannot be asked [default: 7d]
+    #[arg(long, value_name = "TIME")]
+    tag_stale: Option<String>,
     /// Stop when stdin ends, so that no daemon outlives the program that started it.
     #[arg(long, hide = true)]
     exit_with_parent: bool,
@@ -166,6 +169,7 @@ impl NodeArgs {
             min_free: self.min_free,
             docker_config: self.docker_config,
             tag_ttl: self.tag_ttl,
+            tag_stale: self.tag_stale,
             log,
             origin: said(self.origin)
                 .map(|items| RawConfig::flag_lists("origin", &items))

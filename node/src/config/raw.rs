@@ -44,6 +44,8 @@ pub struct RawConfig {
     pub docker_config: Option<String>,
     /// See [`Config::tag_ttl`](super::Config::tag_ttl).
     pub tag_ttl: Option<String>,
+    /// See [`Config::tag_stale`](super::Config::tag_stale).
+    pub tag_stale: Option<String>,
     /// See [`Config::log`](super::Config::log).
     pub log: Option<String>,
     /// Upstream to its URLs in order, in a file also to a single one; see
@@ -110,6 +112,7 @@ impl RawConfig {
             min_free: one("min_free")?,
             docker_config: one("docker_config")?,
             tag_ttl: one("tag_ttl")?,
+            tag_stale: one("tag_stale")?,
             log: one("log")?,
             origin: lists("origin")?,
             origin_ca: table("origin_ca")?,
