@@ -9,6 +9,7 @@ pub(crate) mod containerd;
 pub(crate) mod daemon;
 pub(crate) mod fake_origin;
 pub(crate) mod image;
+pub(crate) mod middlebox;
 pub(crate) mod netns;
 pub(crate) mod place;
 pub(crate) mod push;

@@ -81,20 +81,27 @@ impl FakeOrigin {
             next_frame: Mutex::new(None),
             log: Mutex::new(Vec::new()),
         });
+        let mut origin = Self {
+            address,
+            runtime: None,
+            shared,
+        };
+        origin.start();
+        origin
+    }
+
+    /// Comes back after [`stop`](Self::stop), at its old address.
+    pub(crate) fn start(&mut self) {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()
             .expect("a runtime can be built");
         let listener = runtime
-            .block_on(TcpListener::bind(address))
+            .block_on(TcpListener::bind(self.address))
             .expect("the port is free");
-        runtime.spawn(accept(listener, Arc::clone(&shared)));
-        Self {
-            address,
-            runtime: Some(runtime),
-            shared,
-        }
+        runtime.spawn(accept(listener, Arc::clone(&self.shared)));
+        self.runtime = Some(runtime);
     }
 
     /// The URL that a node is given for the upstream.

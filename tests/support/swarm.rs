@@ -81,6 +81,13 @@ impl Swarm {
         swarm
     }
 
+    /// Of nodes that were started by themselves, of one cluster.
+    pub(crate) fn of(nodes: Vec<Node>, origin: String, key: ClusterKey) -> Self {
+        let swarm = Self { nodes, origin, key };
+        swarm.wait_gathered();
+        swarm
+    }
+
     /// Adds a node with an empty store.
     pub(crate) fn join(&mut self, place: &Place) -> &Node {
         let seeds = self.nodes.iter().take(JOINED);
