@@ -1,5 +1,5 @@
 //! Origins, from their client's side: where upstreams really live, how this node logs in to
-//! registries, and how bytes come from them. An origin is a registry or a directory.
+//! registries, and how bytes come from them. An origin is a registry, a directory or a bucket.
 //!
 //! A call here asks the origin once (and once more where a login or an idle connection has
 //! ended): whoever calls knows whether a peer could serve instead, how long to wait, and whom else
@@ -126,6 +126,12 @@ impl Origins {
                     })?)
                 }
             };
+            if let Some(bucket) = spec.bucket(&upstream)? {
+                let storage = Storage::bucket(bucket, transport)
+                    .map_err(|problem| spec.unusable(&upstream, problem))?;
+                storages.insert(upstream, storage);
+                continue;
+            }
             let site = Site::configured(spec, config.docker_config.clone(), transport);
             configured.insert(upstream, Arc::new(site));
         }
@@ -224,12 +230,12 @@ impl Origins {
         }))
     }
 
-    /// The directory that the operator configured for an upstream, if it is none of a registry.
+    /// The directory or bucket that the operator configured for an upstream, if it is no registry.
     fn storage(&self, upstream: &Upstream) -> Option<&Storage> {
         self.shared.storages.get(upstream)
     }
 
-    /// The registry of an upstream whose content is in no directory.
+    /// The registry of an upstream whose content is in neither.
     fn site(&self, upstream: &Upstream) -> Result<Arc<Site>, OriginError> {
         let shared = &*self.shared;
         Ok(match shared.configured.get(upstream) {

@@ -59,7 +59,7 @@ pub(crate) struct NodeArgs {
     /// The rack that it is in, within its zone
     #[arg(long, value_name = "NAME")]
     rack: Option<String>,
-    /// Where an upstream is read: a registry, or file:///PATH; repeatable [default: https://UPSTREAM]
+    /// Where an upstream is read: a registry, file:///PATH or s3://BUCKET; repeatable [default: https://UPSTREAM]
     #[arg(long, value_name = "UPSTREAM=URL")]
     origin: Vec<String>,
     /// PEM certificates to trust for an upstream; repeatable

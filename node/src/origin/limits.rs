@@ -80,3 +80,13 @@ pub(super) const LINK_BYTES_MAX: u64 = 1024;
 
 /// Read of a file at once: large enough that handing reads to other threads costs little.
 pub(super) const FILE_READ_BYTES: usize = 256 << 10;
+
+/// To the service that gives credentials to what runs on a cloud's host or in a pod, with its answer. It
+/// is next to the host: where nobody answers, there is none.
+pub(super) const METADATA_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a link that put a layer into a repository is taken for true; as long as a client's right.
+pub(super) const LINK_LIFETIME: Duration = Duration::from_mins(1);
+
+/// Links that are remembered; one that was forgotten costs one more request.
+pub(super) const LINKS_MAX: usize = 4096;
