@@ -27,6 +27,10 @@ pub(super) const IDLE_CONNECTION_LIFETIME: Duration = Duration::from_secs(50);
 /// The life of a token whose answer does not tell it (distribution's token specification).
 pub(super) const TOKEN_LIFETIME_DEFAULT: Duration = Duration::from_mins(1);
 
+/// How long a user name and password are used until docker's configuration, or its helper, is asked again:
+/// at some registries they are tokens that end (ECR's in 12 h), and then the answer is 403 and not 401.
+pub(super) const PASSWORD_LIFETIME: Duration = Duration::from_mins(10);
+
 /// A token is renewed when this is left of its life, or a fifth of the whole where that is less:
 /// the time that a request may be under way, and clocks that run apart.
 pub(super) const TOKEN_RENEWAL_MARGIN: Duration = Duration::from_secs(20);
