@@ -4,8 +4,8 @@
 //! processes, and the access log of the registry behind them: what an operator can see.
 //!
 //! The tests need root (namespaces, `tc`) and Debian's `docker-registry`, `docker.io`, `containerd`,
-//! `podman`, `buildah`, `skopeo`, `busybox-static`, `iproute2` and `curl`; without them they fail and say so, they are never
-//! skipped. `tests/run` installs all of it. They share two cores at most, so they run one after another
+//! `podman`, `buildah`, `skopeo`, `busybox-static`, `iproute2` and `curl`, and s3s-fs and moto in the build
+//! directory; without them they fail and say so, they are never skipped. `tests/run` installs all of it. They share two cores at most, so they run one after another
 //! ([`support::machine`]).
 
 #![expect(
@@ -15,11 +15,13 @@
 )]
 
 mod access;
+mod buckets;
 mod carry;
 mod cli;
 mod clients;
 mod cluster;
 mod conformance;
+mod credentials;
 mod demo;
 mod failover;
 mod faults;

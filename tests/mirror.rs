@@ -18,6 +18,7 @@ const SLOW: Faults = Faults {
     busy: None,
     cuts: 0,
     bytes_per_second: Some(16_000_000),
+    presigned: None,
 };
 
 fn one_layer(seed: u64) -> (Image, Blob) {

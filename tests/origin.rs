@@ -111,6 +111,27 @@ fn a_body_cut_in_half_is_resumed_and_not_read_again() {
 }
 
 #[test]
+fn presigned_urls_that_end_in_the_middle_of_a_pull_are_asked_for_anew() {
+    let _machine = machine();
+    let image = Image::generate(26, &[24 * MIB, 8 * MIB]);
+    let origin = FakeOrigin::serving(
+        &image,
+        Faults {
+            presigned: Some(Duration::from_millis(300)),
+            bytes_per_second: Some(12_000_000),
+            ..Faults::default()
+        },
+    );
+    let swarm = Swarm::on_loopback(NODES, &origin.url());
+    let took = swarm.slowest_pull(&image);
+    let (copies, ended) = (origin.copies(&image), origin.ended());
+    println!("{took:?}, {ended} bodies broke off, {copies:.3} copies");
+    assert!(ended > 0, "no URL ended while it was read");
+    // What had come is kept but for parts of chunks: to begin again would be another copy.
+    assert!(copies < 2.0, "{copies:.3} copies were read");
+}
+
+#[test]
 fn a_manifest_of_four_mebibytes_is_served() {
     let _machine = machine();
     let image = Image::padded(&[Blob::generated(23, 1000)], 4 * MIB as usize);

@@ -33,14 +33,14 @@ fn url(directory: &Path) -> String {
 }
 
 /// A registry that `image` was pushed to.
-fn registry_with(image: &Image) -> Registry {
+pub(crate) fn registry_with(image: &Image) -> Registry {
     let registry = Registry::empty(&Place::loopback());
     push::image(&registry, REPOSITORY, TAG, image);
     registry
 }
 
 /// Has skopeo write what the registry holds as an OCI image layout.
-fn copy_as_layout(registry: &Registry, layout: &Path) {
+pub(crate) fn copy_as_layout(registry: &Registry, layout: &Path) {
     let conf = TempDir::new().expect("temporary directories can be made");
     let conf = conf.path().join("registries.conf");
     fs::write(&conf, "").expect("it is writable");

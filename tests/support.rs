@@ -3,17 +3,20 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub(crate) mod access;
+pub(crate) mod bucket;
 pub(crate) mod client;
 pub(crate) mod clock;
 pub(crate) mod containerd;
 pub(crate) mod daemon;
 pub(crate) mod fake_origin;
 pub(crate) mod image;
+pub(crate) mod meter;
 pub(crate) mod middlebox;
 pub(crate) mod netns;
 pub(crate) mod place;
 pub(crate) mod push;
 pub(crate) mod raw;
+pub(crate) mod realm;
 pub(crate) mod registry;
 pub(crate) mod swarm;
 

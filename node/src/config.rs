@@ -456,9 +456,13 @@ impl FromStr for OriginUrl {
         match Url::parse(text) {
             Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(Self(url)),
             Ok(url) if text.starts_with("file:///") => Ok(Self(url)),
+            Ok(url) if matches!(url.scheme(), "s3" | "gs" | "az") && url.has_host() => {
+                Ok(Self(url))
+            }
             _ => Err(format!(
                 "`{text}` is not an origin; write http://HOST[:PORT] or https://HOST[:PORT] for a \
-                 registry, file:///PATH for a directory"
+                 registry, file:///PATH for a directory, s3://BUCKET[/PREFIX] (or gs:, az:) for a \
+                 bucket"
             )),
         }
     }

@@ -1,6 +1,6 @@
 //! Origins, from their client's side: where upstreams really live, how this node logs in to
-//! registries, and how bytes come from them. An origin is a registry or a directory, and an
-//! upstream has one or several, in an order: see `failover`.
+//! registries, and how bytes come from them. An origin is a registry, a directory or a bucket, and
+//! an upstream has one or several, in an order: see `failover`.
 //!
 //! A call here asks each origin once at most (and once more where a login or an idle connection has
 //! ended): whoever calls knows whether a peer could serve instead, how long to wait, and whom else

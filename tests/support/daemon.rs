@@ -39,6 +39,8 @@ pub(crate) struct Options {
     pub(crate) arguments: Vec<String>,
     /// The value of `SHOAL_FAULT`.
     pub(crate) fault: Option<String>,
+    /// Variables of its environment.
+    pub(crate) environment: Vec<(&'static str, String)>,
     /// How long a tag is used before the origin is asked again, where not the default.
     pub(crate) tag_ttl: Option<&'static str>,
 }
@@ -163,6 +165,12 @@ impl Node {
             command.arg("--ticket").arg(ticket);
         }
         command.args(&self.options.arguments);
+        command.envs(
+            self.options
+                .environment
+                .iter()
+                .map(|(name, value)| (name, value)),
+        );
         command.envs(
             self.options
                 .fault

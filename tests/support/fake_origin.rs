@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -15,7 +16,8 @@ use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
 use hyper::body::{Body, Frame, SizeHint};
 use hyper::header::{
-    ACCEPT_RANGES, CONTENT_RANGE, CONTENT_TYPE, HeaderName, HeaderValue, RANGE, RETRY_AFTER,
+    ACCEPT_RANGES, CONTENT_RANGE, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RANGE,
+    RETRY_AFTER,
 };
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -43,6 +45,8 @@ pub(crate) struct Faults {
     pub(crate) cuts: usize,
     /// Sends bodies no faster than this many bytes per second, all together.
     pub(crate) bytes_per_second: Option<u64>,
+    /// Redirects requests for blobs to URLs that end after so long, and bodies with them.
+    pub(crate) presigned: Option<Duration>,
 }
 
 /// The origin. Dropping it closes its port and every connection.
@@ -58,6 +62,10 @@ struct Shared {
     /// When the first blob was asked for.
     first_blob: OnceLock<Instant>,
     cuts_left: AtomicUsize,
+    /// From when the lives of presigned URLs count.
+    started: Instant,
+    /// Bodies that broke off because their URL had ended.
+    ended: AtomicUsize,
     /// When the next frame may leave, where the rate is limited.
     next_frame: Mutex<Option<Instant>>,
     log: Mutex<Vec<Entry>>,
@@ -77,6 +85,8 @@ impl FakeOrigin {
             image: image.clone(),
             first_blob: OnceLock::new(),
             cuts_left: faults.cuts.into(),
+            started: clock::now(),
+            ended: AtomicUsize::new(0),
             faults,
             next_frame: Mutex::new(None),
             log: Mutex::new(Vec::new()),
@@ -107,6 +117,11 @@ impl FakeOrigin {
     /// The URL that a node is given for the upstream.
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// How many bodies broke off because their presigned URL had ended.
+    pub(crate) fn ended(&self) -> usize {
+        self.shared.ended.load(Ordering::Relaxed)
     }
 
     /// Goes away: from now on the port refuses connections. The log stays.
@@ -200,17 +215,52 @@ impl Shared {
                     &manifest.digest,
                 ),
             ];
-            let body = self.body(method, manifest, 0, manifest.size(), false, written);
+            let body = self.body(method, manifest, 0..manifest.size(), false, None, written);
             return reply(StatusCode::OK, &headers, body);
+        }
+        if let Some(signed) = path.strip_prefix("/store/") {
+            return self.signed_blob(method, signed, range, written);
         }
         let named = |blob: &&Blob| rest.strip_prefix("blobs/") == Some(&blob.digest);
         match self.image.blobs.iter().find(named) {
+            Some(blob) if self.faults.presigned.is_some() => {
+                let life = self.faults.presigned.unwrap_or_default();
+                let end = self.started.elapsed() + life;
+                let location = format!("/store/{}/blobs/{}", end.as_millis(), blob.digest);
+                let headers = [(LOCATION, location.as_str())];
+                reply(StatusCode::TEMPORARY_REDIRECT, &headers, Reply::text(""))
+            }
             None => reply(StatusCode::NOT_FOUND, &[], Reply::text(r#"{"errors":[]}"#)),
             Some(_) if self.is_busy() => {
                 let body = Reply::text(r#"{"errors":[{"code":"TOOMANYREQUESTS"}]}"#);
                 reply(StatusCode::TOO_MANY_REQUESTS, &[(RETRY_AFTER, "1")], body)
             }
-            Some(blob) => self.blob(method, blob, range, written),
+            Some(blob) => self.blob(method, blob, range, None, written),
+        }
+    }
+
+    /// What a store gives for a presigned URL: when it ends, and the blob.
+    fn signed_blob(
+        self: &Arc<Self>,
+        method: &Method,
+        signed: &str,
+        range: Option<&str>,
+        written: &Arc<AtomicU64>,
+    ) -> Response<Reply> {
+        let found = signed.split_once("/blobs/").and_then(|(end, digest)| {
+            let end = self.started + Duration::from_millis(end.parse().ok()?);
+            let blob = self.image.blobs.iter().find(|blob| blob.digest == digest)?;
+            Some((end, blob))
+        });
+        match found {
+            Some((end, blob)) if clock::now() < end => {
+                self.blob(method, blob, range, Some(end), written)
+            }
+            _ => reply(
+                StatusCode::FORBIDDEN,
+                &[],
+                Reply::text("Request has expired"),
+            ),
         }
     }
 
@@ -219,6 +269,7 @@ impl Shared {
         method: &Method,
         blob: &Blob,
         range: Option<&str>,
+        until: Option<Instant>,
         written: &Arc<AtomicU64>,
     ) -> Response<Reply> {
         let size = blob.size();
@@ -229,7 +280,7 @@ impl Shared {
             .and_then(|text| parse(text, size));
         match wanted {
             None => {
-                let body = self.body(method, blob, 0, size, cut, written);
+                let body = self.body(method, blob, 0..size, cut, until, written);
                 let accept = if self.faults.no_ranges {
                     "none"
                 } else {
@@ -239,7 +290,7 @@ impl Shared {
             }
             Some((from, to)) if from < to => {
                 let range = format!("bytes {from}-{}/{size}", to - 1);
-                let body = self.body(method, blob, from, to, cut, written);
+                let body = self.body(method, blob, from..to, cut, until, written);
                 reply(
                     StatusCode::PARTIAL_CONTENT,
                     &[octets, (CONTENT_RANGE, &range)],
@@ -258,16 +309,20 @@ impl Shared {
         self: &Arc<Self>,
         method: &Method,
         blob: &Blob,
-        from: u64,
-        to: u64,
+        Range {
+            start: from,
+            end: to,
+        }: Range<u64>,
         cut: bool,
+        until: Option<Instant>,
         written: &Arc<AtomicU64>,
     ) -> Reply {
         let frames = if method == Method::HEAD {
             stream::empty().boxed()
         } else {
             let end = if cut { from + (to - from) / 2 } else { to };
-            self.frames(blob.content.clone(), from, end, cut, Arc::clone(written))
+            let content = blob.content.clone();
+            self.frames(content, from..end, cut, until, Arc::clone(written))
         };
         Reply {
             length: to - from,
@@ -276,22 +331,26 @@ impl Shared {
     }
 
     /// The bytes of a body, paced and counted; where it is `cut`, an error follows them, on which
-    /// the server breaks the connection.
+    /// the server breaks the connection. So it is for what has not left by `until`.
     fn frames(
         self: &Arc<Self>,
         content: Content,
-        from: u64,
-        end: u64,
+        Range { start, end }: Range<u64>,
         cut: bool,
+        until: Option<Instant>,
         written: Arc<AtomicU64>,
     ) -> BoxStream<'static, Result<Bytes, std::io::Error>> {
         let shared = Arc::clone(self);
-        let bytes = stream::unfold(from, move |offset| {
+        let bytes = stream::unfold(start, move |offset| {
             let (shared, content, written) =
                 (Arc::clone(&shared), content.clone(), Arc::clone(&written));
             async move {
                 if offset >= end {
                     return None;
+                }
+                if until.is_some_and(|until| clock::now() >= until) {
+                    shared.ended.fetch_add(1, Ordering::Relaxed);
+                    return Some((Err(std::io::Error::other("the URL has ended")), end));
                 }
                 let frame = content.read(offset, FRAME.min((end - offset) as usize));
                 let length = frame.len() as u64;

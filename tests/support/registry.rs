@@ -1,7 +1,7 @@
 //! Debian's `docker-registry` as an origin.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -36,17 +36,23 @@ pub(crate) struct Registry {
 
 /// What a registry serves.
 struct Contents {
-    storage: PathBuf,
+    /// The driver, with its parameters.
+    storage: String,
     read_only: bool,
 }
 
 impl Contents {
     fn of(image: &Image) -> Self {
         Self {
-            storage: image.registry_storage(),
+            storage: files(&image.registry_storage()),
             read_only: true,
         }
     }
+}
+
+/// The driver that keeps content in a directory.
+fn files(directory: &Path) -> String {
+    format!("filesystem: {{rootdirectory: {}}}", directory.display())
 }
 
 impl Registry {
@@ -93,8 +99,19 @@ impl Registry {
     /// Starts a registry at `place` that holds nothing and takes what is [pushed](super::push).
     pub(crate) fn empty(place: &Place) -> Self {
         let directory = TempDir::new().expect("temporary directories can be made");
+        let storage = files(&directory.path().join(STORAGE));
+        Self::writing_to(storage, place, directory)
+    }
+
+    /// The same, which keeps it as this driver does.
+    pub(crate) fn with_storage(storage: String, place: &Place) -> Self {
+        let directory = TempDir::new().expect("temporary directories can be made");
+        Self::writing_to(storage, place, directory)
+    }
+
+    fn writing_to(storage: String, place: &Place, directory: TempDir) -> Self {
         let contents = Contents {
-            storage: directory.path().join(STORAGE),
+            storage,
             read_only: false,
         };
         let url = Self::plain_url(place);
@@ -120,10 +137,9 @@ impl Registry {
             "version: 0.1\n\
              log: {{level: warn, accesslog: {{disabled: false}}}}\n\
              storage:\n  \
-               filesystem: {{rootdirectory: {}}}\n  \
+               {storage}\n  \
                maintenance: {{readonly: {{enabled: {read_only}}}}}\n\
-             http: {{addr: \"{address}\", secret: test{tls}}}\n{login}",
-            storage.display(),
+             http: {{addr: \"{address}\", secret: test{tls}}}\n{login}"
         );
         fs::write(directory.path().join("config.yml"), configuration).expect("it is writable");
         let mut registry = Self {

@@ -59,7 +59,7 @@ pub(crate) struct NodeArgs {
     /// The rack that it is in, within its zone
     #[arg(long, value_name = "NAME")]
     rack: Option<String>,
-    /// Where an upstream is read: a registry, or file:///PATH; repeatable, for one upstream too, in the
+    /// Where an upstream is read: a registry, file:///PATH or s3://BUCKET; repeatable, for one upstream too, in the
     /// order in which they are asked [default: https://UPSTREAM]
     #[arg(long, value_name = "UPSTREAM=URL")]
     origin: Vec<String>,

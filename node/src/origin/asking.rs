@@ -87,8 +87,23 @@ impl Asking<'_> {
         self.follow(&method, header.as_ref()).await
     }
 
-    /// The answer to this authorization, or to none.
+    /// The answer to this authorization, or to none. A registry may redirect to a URL that it signed
+    /// some time ago, and that has ended by now: it is asked for another once.
     pub(super) async fn follow(
+        &self,
+        method: &Method,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Answer, OriginError> {
+        let answer = self.follow_once(method, authorization).await?;
+        let ended = answer.elsewhere && answer.response.status() == StatusCode::FORBIDDEN;
+        if !ended || method != Method::GET {
+            return Ok(answer);
+        }
+        body::collect_refusal(answer.response).await;
+        self.follow_once(method, authorization).await
+    }
+
+    async fn follow_once(
         &self,
         method: &Method,
         authorization: Option<&HeaderValue>,

@@ -6,6 +6,8 @@ use serde::{Deserialize, Deserializer, de};
 use shoal_protocol::reference::Upstream;
 use url::Url;
 
+use super::storage::BucketUrl;
+
 /// Where this node finds the content of upstreams.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -23,8 +25,11 @@ pub struct OriginsConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OriginSpec {
-    /// A registry, `http://` or `https://`, whose path is put before `/v2/`; or a directory,
-    /// `file:///` and its path, that is a registry's storage or an OCI image layout.
+    /// A registry, `http://` or `https://`, whose path is put before `/v2/`; or a registry's storage or
+    /// an OCI image layout in a directory, `file:///` and its path, or in a bucket of S3, Google or
+    /// Azure, `s3://`, `gs://` or `az://` and its name and what all keys begin with. A bucket's query
+    /// may have `endpoint`, a server's URL; `region` (S3) or `account` (Azure); `keys`, a file with
+    /// credentials; and `anonymous=true`.
     ///
     /// The operator vouches for a registry's host, so it may be private, on any port, and so may the
     /// hosts that it redirects to or names as token realm if all its own addresses are private
@@ -68,7 +73,8 @@ pub enum OriginConfigError {
     /// The URL cannot be that of an origin.
     #[error(
         "upstream {upstream}: `{url}` is not the URL of an origin: {problem}; write \
-         http://HOST[:PORT] or https://HOST[:PORT] for a registry, file:///PATH for a directory"
+         http://HOST[:PORT] or https://HOST[:PORT] for a registry, file:///PATH for a directory, \
+         s3://BUCKET[/PREFIX] (or gs:, az:) for a bucket"
     )]
     Url {
         /// Whose.
@@ -101,17 +107,33 @@ pub enum OriginConfigError {
         /// Which file.
         path: PathBuf,
     },
-    /// What belongs to a registry is said of a directory.
-    #[error("upstream {upstream} is a directory, which needs no {what}; leave that out")]
+    /// A bucket's options are wrong, or its credentials cannot be read.
+    #[error(
+        "upstream {upstream}: the bucket `{url}` cannot be used: {problem}; write \
+         s3://BUCKET[/PREFIX]?region=REGION&endpoint=URL&keys=FILE (or gs:, or az: with account=NAME), \
+         where every option may be left out"
+    )]
+    Bucket {
+        /// Whose.
+        upstream: Upstream,
+        /// The URL.
+        url: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// What belongs to another kind of origin is said of this one.
+    #[error("upstream {upstream} is {kind}, which needs no {what}; leave that out")]
     Unfit {
         /// Whose.
         upstream: Upstream,
+        /// What it is.
+        kind: &'static str,
         /// What it does not need.
         what: &'static str,
     },
     /// Clients are to be judged by an origin that knows no clients.
     #[error(
-        "upstream {0} is a directory: it knows no users and cannot decide who may read it, as \
+        "upstream {0} is no registry: it knows no users and cannot decide who may read it, as \
          `origin` asks; give it --access {0}=open, or leave the rule out"
     )]
     AccessToStorage(Upstream),
@@ -158,22 +180,46 @@ impl OriginSpec {
             .flatten()
     }
 
+    /// The bucket in `url`, if that is what it names.
+    pub(super) fn bucket(
+        &self,
+        upstream: &Upstream,
+    ) -> Result<Option<BucketUrl>, OriginConfigError> {
+        if !BucketUrl::fits(&self.url) {
+            return Ok(None);
+        }
+        let bucket = BucketUrl::parse(&self.url);
+        let bucket = bucket.map_err(|problem| self.unusable(upstream, problem))?;
+        Ok(Some(bucket))
+    }
+
+    /// The error for a bucket that cannot be used.
+    pub(super) fn unusable(&self, upstream: &Upstream, problem: String) -> OriginConfigError {
+        OriginConfigError::Bucket {
+            upstream: upstream.clone(),
+            url: self.url.to_string(),
+            problem,
+        }
+    }
+
     /// Checks what a URL's type does not.
     pub(super) fn check(&self, upstream: &Upstream) -> Result<(), OriginConfigError> {
         let url = &self.url;
         let local = url.scheme() == "file";
+        let bucket = BucketUrl::fits(url);
         let problem = if local && self.directory().is_none() {
             "it names no path on this host"
-        } else if !matches!(url.scheme(), "http" | "https" | "file") {
-            "its scheme is none of http, https and file"
+        } else if !bucket && !matches!(url.scheme(), "http" | "https" | "file") {
+            "its scheme is none of http, https, file, s3, gs and az"
         } else if !local && url.host().is_none() {
             "it has no host"
         } else if !url.username().is_empty() || url.password().is_some() {
-            "credentials do not belong in it but in `credentials` or docker's config.json"
-        } else if url.query().is_some() || url.fragment().is_some() {
+            "credentials do not belong in it but in `credentials` or docker's config.json, or a \
+             bucket's in a file"
+        } else if url.fragment().is_some() || (url.query().is_some() && !bucket) {
             "it has a query or a fragment"
         } else {
-            return self.check_directory(upstream);
+            return self.check_fitting(upstream);
         };
         let mut shown = url.clone();
         // Fails only for URLs that cannot hold a password.
@@ -185,14 +231,18 @@ impl OriginSpec {
         })
     }
 
-    fn check_directory(&self, upstream: &Upstream) -> Result<(), OriginConfigError> {
-        let what = match (self.url.scheme(), &self.ca_file, &self.credentials) {
-            ("file", Some(_), _) => "certificates",
-            ("file", None, Some(_)) => "logins",
-            _ => return Ok(()),
+    fn check_fitting(&self, upstream: &Upstream) -> Result<(), OriginConfigError> {
+        let (local, bucket) = (self.url.scheme() == "file", BucketUrl::fits(&self.url));
+        let what = if local && self.ca_file.is_some() {
+            "certificates"
+        } else if (local || bucket) && self.credentials.is_some() {
+            "logins of a registry"
+        } else {
+            return self.bucket(upstream).map(drop);
         };
         Err(OriginConfigError::Unfit {
             upstream: upstream.clone(),
+            kind: if local { "a directory" } else { "a bucket" },
             what,
         })
     }
@@ -259,12 +309,22 @@ mod tests {
             "file:///srv/images?x=1",
             "https://user:word@a.test",
             "https://a.test/?x=1",
+            "s3:///prefix",
+            "s3://user:word@bucket",
+            "s3://bucket?x=1",
+            "s3://bucket#part",
         ] {
             let spec = OriginSpec::at(Url::parse(url).unwrap());
             let error = spec.check(&upstream).unwrap_err().to_string();
             assert!(!error.contains("word@"), "{error}");
         }
-        for url in ["https://a.test:5000/prefix", "file:///srv/images"] {
+        for url in [
+            "https://a.test:5000/prefix",
+            "file:///srv/images",
+            "s3://bucket",
+            "gs://bucket/a/b",
+            "az://container?account=a",
+        ] {
             let spec = OriginSpec::at(Url::parse(url).unwrap());
             assert!(spec.check(&upstream).is_ok());
         }

@@ -51,6 +51,33 @@ impl OriginError {
             Self::NotFound(_) | Self::Denied(_) | Self::Invalid(_) => false,
         }
     }
+
+    /// The same, with what was asked of whom before it.
+    pub(super) fn about(self, subject: &str) -> Self {
+        let about = |text: String| format!("{subject}: {text}");
+        match self {
+            Self::NotFound(text) => Self::NotFound(about(text)),
+            Self::Denied(text) => Self::Denied(about(text)),
+            Self::Throttled {
+                reason,
+                retry_after,
+            } => Self::Throttled {
+                reason: about(reason),
+                retry_after,
+            },
+            Self::Unreachable(text) => Self::Unreachable(about(text)),
+            Self::Truncated {
+                subject,
+                expected,
+                got,
+            } => Self::Truncated {
+                subject: about(subject),
+                expected,
+                got,
+            },
+            Self::Invalid(text) => Self::Invalid(about(text)),
+        }
+    }
 }
 
 fn of_expected(expected: Option<u64>) -> String {

@@ -28,7 +28,7 @@ use crate::clock::Clock;
 pub(super) struct Granted {
     /// The `Authorization` header to send.
     pub(super) header: HeaderValue,
-    /// How long it will be accepted; without end for a password.
+    /// How long it is used; without end where it is not known to end.
     pub(super) lifetime: Option<Duration>,
 }
 

@@ -39,6 +39,10 @@ pub(super) const IDLE_CONNECTION_LIFETIME: Duration = Duration::from_secs(50);
 /// The life of a token whose answer does not tell it (distribution's token specification).
 pub(super) const TOKEN_LIFETIME_DEFAULT: Duration = Duration::from_mins(1);
 
+/// How long a user name and password are used until docker's configuration, or its helper, is asked again:
+/// at some registries they are tokens that end (ECR's in 12 h), and then the answer is 403 and not 401.
+pub(super) const PASSWORD_LIFETIME: Duration = Duration::from_mins(10);
+
 /// A token is renewed when this is left of its life, or a fifth of the whole where that is less:
 /// the time that a request may be under way, and clocks that run apart.
 pub(super) const TOKEN_RENEWAL_MARGIN: Duration = Duration::from_secs(20);
@@ -92,3 +96,13 @@ pub(super) const LINK_BYTES_MAX: u64 = 1024;
 
 /// Read of a file at once: large enough that handing reads to other threads costs little.
 pub(super) const FILE_READ_BYTES: usize = 256 << 10;
+
+/// To the service that gives credentials to what runs on a cloud's host or in a pod, with its answer. It
+/// is next to the host: where nobody answers, there is none.
+pub(super) const METADATA_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a link that put a layer into a repository is taken for true; as long as a client's right.
+pub(super) const LINK_LIFETIME: Duration = Duration::from_mins(1);
+
+/// Links that are remembered; one that was forgotten costs one more request.
+pub(super) const LINKS_MAX: usize = 4096;

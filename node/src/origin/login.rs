@@ -16,7 +16,7 @@ use super::{
     credentials::{self, Login},
     error::OriginError,
     grants::Granted,
-    limits::{TOKEN_ANSWER_BYTES_MAX, TOKEN_LIFETIME_DEFAULT},
+    limits::{PASSWORD_LIFETIME, TOKEN_ANSWER_BYTES_MAX, TOKEN_LIFETIME_DEFAULT},
     refusal,
     site::Site,
     transport::Request,
@@ -67,7 +67,7 @@ fn basic(login: Option<Login>, subject: &str, host: &str) -> Result<Granted, Ori
     match login {
         Some(Login::Password { username, password }) => Ok(Granted {
             header: basic_header(&username, &password, subject)?,
-            lifetime: None,
+            lifetime: Some(PASSWORD_LIFETIME),
         }),
         Some(Login::RefreshToken(_)) | None => Err(OriginError::Denied(format!(
             "{subject}: it asks for a user name and password and none are known; run `docker \
@@ -171,6 +171,17 @@ fn secret_header(text: &str) -> Option<HeaderValue> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_password_is_looked_up_again_long_before_ecrs_ends() {
+        let login = Login::Password {
+            username: "AWS".to_owned(),
+            password: "token".to_owned(),
+        };
+        let granted = basic(Some(login), "reading", "registry.test").unwrap();
+        let ecr = Duration::from_hours(12);
+        assert!(granted.lifetime.is_some_and(|lifetime| lifetime < ecr / 12));
+    }
 
     #[test]
     fn tokens_come_in_two_spellings_and_live_a_minute_unless_told() {

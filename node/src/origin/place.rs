@@ -17,6 +17,7 @@ use super::{
     storage::Storage,
     transport::Transport,
 };
+
 /// One origin of an upstream.
 pub(super) struct Place {
     kind: Kind,
@@ -61,8 +62,14 @@ impl Place {
                 Kind::Storage(Storage::directory(directory))
             } else {
                 let transport = transport(upstream, &spec, &shared.transport)?;
-                let docker_config = shared.docker_config.clone();
-                Kind::Registry(Arc::new(Site::configured(spec, docker_config, transport)))
+                if let Some(bucket) = spec.bucket(upstream)? {
+                    let storage = Storage::bucket(bucket, transport)
+                        .map_err(|problem| spec.unusable(upstream, problem))?;
+                    Kind::Storage(storage)
+                } else {
+                    let docker_config = shared.docker_config.clone();
+                    Kind::Registry(Arc::new(Site::configured(spec, docker_config, transport)))
+                }
             };
             Ok(Arc::new(Self::new(kind, health, shared)))
         });

@@ -1,5 +1,7 @@
 //! Answers that are not what was asked for.
 
+use std::time::Duration;
+
 use reqwest::{Response, StatusCode, header::RETRY_AFTER};
 use serde::Deserialize;
 
@@ -14,13 +16,24 @@ pub(super) async fn error(response: Response, subject: &str) -> OriginError {
         return page::in_between(&response, subject);
     }
     let host = response.url().host_str().unwrap_or_default().to_owned();
-    let retry_after = response
-        .headers()
-        .get(RETRY_AFTER)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| retry_after::parse(value, clock::unix_seconds()));
+    let retry_after = retry_after(&response);
     let words = words(response).await;
     let reason = format!("{subject}: {host} answered {status}{words}");
+    meaning(status, reason, retry_after)
+}
+
+/// How long the answer asks to wait, if it does.
+pub(super) fn retry_after(response: &Response) -> Option<Duration> {
+    let value = response.headers().get(RETRY_AFTER)?.to_str().ok()?;
+    retry_after::parse(value, clock::unix_seconds())
+}
+
+/// The error that a status without success means.
+pub(super) fn meaning(
+    status: StatusCode,
+    reason: String,
+    retry_after: Option<Duration>,
+) -> OriginError {
     match status {
         StatusCode::NOT_FOUND => OriginError::NotFound(reason),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => OriginError::Denied(reason),

@@ -1,17 +1,19 @@
-//! Origins that are no registries: a directory that holds a registry's storage or an OCI image
-//! layout, read with no server in between.
+//! Origins that are no registries: a directory or a bucket that holds a registry's storage or an OCI
+//! image layout, read with no registry in between.
 //!
 //! Which of the two it is shows when it is first read, so that a directory may be mounted later than
 //! the node starts. What is not there is believed only while the layout itself is: an empty mount
 //! point is an origin that is away, not one without content.
 
 mod bucket;
+mod cloud;
 mod image_layout;
+mod links;
 mod registry_layout;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use futures::{StreamExt, stream};
 use shoal_protocol::{
@@ -22,19 +24,30 @@ use shoal_protocol::{
 };
 use tokio::sync::OnceCell;
 
-use self::bucket::Bucket;
+pub(super) use self::cloud::BucketUrl;
+use self::{bucket::Bucket, links::Links};
 use super::{
     OriginBody, body,
     error::OriginError,
     limits::{LINK_BYTES_MAX, LIST_MAX},
     manifest,
     permission::Object,
+    transport::Transport,
 };
 
-/// A directory with content.
+/// A directory or a bucket with content.
 pub(super) struct Storage {
-    place: PathBuf,
+    place: Place,
+    /// The place, for people.
+    shown: String,
     opened: OnceCell<Opened>,
+    links: Links,
+}
+
+enum Place {
+    /// Opened when it is read, since it may be mounted later than the node starts.
+    Directory(PathBuf),
+    Bucket(Bucket),
 }
 
 struct Opened {
@@ -64,9 +77,22 @@ struct Spot {
 impl Storage {
     /// One in a directory of this host, which nothing is read from yet.
     pub(super) fn directory(place: PathBuf) -> Self {
+        let shown = place.display().to_string();
+        Self::at(Place::Directory(place), shown)
+    }
+
+    /// One in a bucket, which nothing is asked of yet. The error is for people.
+    pub(super) fn bucket(url: BucketUrl, transport: Arc<Transport>) -> Result<Self, String> {
+        let shown = url.shown();
+        Ok(Self::at(Place::Bucket(url.open(transport)?), shown))
+    }
+
+    fn at(place: Place, shown: String) -> Self {
         Self {
             place,
+            shown,
             opened: OnceCell::new(),
+            links: Links::new(),
         }
     }
 
@@ -98,7 +124,7 @@ impl Storage {
             BlobKind::Manifest => read_manifest(bucket, &spot, digest, &subject).await,
             BlobKind::Blob => {
                 let (linked, body) = tokio::join!(
-                    spot.check(bucket, digest, &subject),
+                    self.check_link(bucket, &spot, hint, digest, &subject),
                     bucket.read(&spot.data, start, end, BLOB_BYTES_MAX, &subject),
                 );
                 linked.and(body)
@@ -163,6 +189,22 @@ impl Storage {
         self.confirm(linked.and(size), &subject).await
     }
 
+    /// Whether the link of a blob is there, or was not long ago.
+    async fn check_link(
+        &self,
+        bucket: &Bucket,
+        spot: &Spot,
+        hint: &Hint,
+        digest: &Digest,
+        subject: &str,
+    ) -> Result<(), OriginError> {
+        if !self.links.holds(&hint.repository, digest) {
+            spot.check(bucket, digest, subject).await?;
+            self.links.remember(&hint.repository, digest);
+        }
+        Ok(())
+    }
+
     /// What is asked of whom.
     fn subject(&self, hint: &Hint, what: &str) -> String {
         let Hint {
@@ -171,7 +213,7 @@ impl Storage {
         } = hint;
         format!(
             "reading {what} of {upstream}/{repository} from {}",
-            self.place.display()
+            self.shown
         )
     }
 
@@ -180,7 +222,10 @@ impl Storage {
     }
 
     async fn look(&self, subject: &str) -> Result<Opened, OriginError> {
-        let bucket = Bucket::directory(&self.place, subject).await?;
+        let bucket = match &self.place {
+            Place::Directory(path) => Bucket::directory(path, subject).await?,
+            Place::Bucket(bucket) => bucket.clone(),
+        };
         let layout = if image_layout::is_in(&bucket, subject).await? {
             Layout::Image
         } else if registry_layout::is_in(&bucket, subject).await? {

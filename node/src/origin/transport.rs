@@ -32,6 +32,8 @@ pub(super) enum Reach {
 pub(super) struct Transport {
     any: Client,
     public: Client,
+    /// Plain http without proxies.
+    near: Client,
     proxies: Vec<String>,
 }
 
@@ -57,8 +59,21 @@ impl Transport {
                     builder.dns_resolver(resolver.clone())
                 })?
             },
+            near: builder(&[]).no_proxy().tls_certs_only([]).build()?,
             proxies,
         })
+    }
+
+    /// Sends `request` to a service of this host or its cloud, over plain http and past all proxies,
+    /// which do not have it.
+    pub(super) async fn send_near(
+        &self,
+        request: &Request,
+        subject: &str,
+    ) -> Result<Response, OriginError> {
+        exchange(&self.near, request, subject)
+            .await
+            .map_err(Failure::into_error)
     }
 
     /// Sends `request` and waits for the head of the answer. A connection that was closed before
@@ -82,9 +97,7 @@ impl Transport {
             Err(Failure::Closed(_)) => exchange(client, request, subject).await,
             outcome => outcome,
         }
-        .map_err(|failure| match failure {
-            Failure::Closed(error) | Failure::Final(error) => error,
-        })
+        .map_err(Failure::into_error)
     }
 
     fn check_public(&self, url: &Url) -> Result<(), NotPublic> {
@@ -138,6 +151,14 @@ enum Failure {
     /// The connection was closed before any of the answer had come.
     Closed(OriginError),
     Final(OriginError),
+}
+
+impl Failure {
+    fn into_error(self) -> OriginError {
+        match self {
+            Self::Closed(error) | Self::Final(error) => error,
+        }
+    }
 }
 
 async fn exchange(client: &Client, request: &Request, subject: &str) -> Result<Response, Failure> {

@@ -1,4 +1,4 @@
-//! Objects by their keys, in a directory.
+//! Objects by their keys, in a directory or a bucket.
 
 use std::{
     error::Error as _,
@@ -26,9 +26,12 @@ use crate::origin::{
     transport::chain,
 };
 
-/// A place with objects in it.
+/// A place with objects in it. Cheap to clone.
+#[derive(Clone)]
 pub(super) struct Bucket {
     store: Arc<dyn ObjectStore>,
+    /// What all keys begin with.
+    prefix: Key,
     /// The directory's own path, which no symbolic link may leave.
     local: Option<PathBuf>,
 }
@@ -47,8 +50,18 @@ impl Bucket {
         let (store, root) = elsewhere(open, subject).await?;
         Ok(Self {
             store: Arc::new(store),
+            prefix: Key::default(),
             local: Some(root),
         })
+    }
+
+    /// What is below `prefix` in a store elsewhere.
+    pub(super) fn remote(store: Arc<dyn ObjectStore>, prefix: Key) -> Self {
+        Self {
+            store,
+            prefix,
+            local: None,
+        }
     }
 
     /// A small object.
@@ -148,7 +161,7 @@ impl Bucket {
             };
             check_inside(root, &real, subject)?;
         }
-        let key = parse(key, subject)?;
+        let key = self.key(key, subject)?;
         let list = timeout(COLLECT_TIMEOUT, self.store.list_with_delimiter(Some(&key)))
             .await
             .map_err(|_| no_answer(subject, COLLECT_TIMEOUT.as_secs()))?
@@ -158,13 +171,18 @@ impl Bucket {
         Ok(names.map(ToOwned::to_owned).collect())
     }
 
+    fn key(&self, key: &str, subject: &str) -> Result<Key, OriginError> {
+        Key::parse(format!("{}/{key}", self.prefix))
+            .map_err(|problem| OriginError::Invalid(format!("{subject}: {problem}")))
+    }
+
     async fn get(
         &self,
         key: &str,
         options: GetOptions,
         subject: &str,
     ) -> Result<GetResult, OriginError> {
-        let key = parse(key, subject)?;
+        let key = self.key(key, subject)?;
         let answer = timeout(HEADERS_TIMEOUT, self.store.get_opts(&key, options))
             .await
             .map_err(|_| no_answer(subject, HEADERS_TIMEOUT.as_secs()))?
@@ -198,10 +216,6 @@ fn pieces(
     };
     let subject = subject.to_owned();
     Ok(body::counted(pieces, Some(expected), expected, subject))
-}
-
-fn parse(key: &str, subject: &str) -> Result<Key, OriginError> {
-    Key::parse(key).map_err(|problem| OriginError::Invalid(format!("{subject}: {problem}")))
 }
 
 fn check_inside(root: &Path, real: &Path, subject: &str) -> Result<(), OriginError> {
@@ -259,6 +273,11 @@ fn of_io(error: &io::Error, subject: &str) -> OriginError {
 
 /// What a store's error means. That something is not there is only what the store says of an object.
 pub(super) fn failure(error: &Error, subject: &str) -> OriginError {
+    let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
+    // What the server of a bucket said.
+    if let Some(told) = causes.find_map(|cause| cause.downcast_ref::<OriginError>()) {
+        return told.clone().about(subject);
+    }
     let text = format!("{subject}: {}", chain(error));
     if matches!(error, Error::NotFound { .. }) {
         return OriginError::NotFound(text);

@@ -10,7 +10,10 @@ use serde::Deserialize;
 use shoal_protocol::{digest::Digest, message::Hint, reference::Tag};
 
 use super::{Spot, bucket::Bucket};
-use crate::origin::{error::OriginError, limits::LIST_PAGE_BYTES_MAX};
+use crate::origin::{
+    error::OriginError,
+    limits::{LINK_BYTES_MAX, LIST_PAGE_BYTES_MAX},
+};
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
@@ -31,10 +34,19 @@ struct Descriptor {
 
 /// Whether this is the layout.
 pub(super) async fn is_in(bucket: &Bucket, subject: &str) -> Result<bool, OriginError> {
-    match bucket.size(MARKER, subject).await {
-        Ok(_) => Ok(true),
-        Err(OriginError::NotFound(_)) => Ok(false),
-        Err(error) => Err(error),
+    // Read, not only looked for: to HEAD the server of a bucket cannot say why it refuses, and whoever
+    // stands before it may answer with a page of its own.
+    let marker = match bucket.whole(MARKER, LINK_BYTES_MAX, subject).await {
+        Ok(marker) => serde_json::from_slice::<serde_json::Value>(&marker).unwrap_or_default(),
+        Err(OriginError::NotFound(_)) => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    if marker["imageLayoutVersion"].is_string() {
+        Ok(true)
+    } else {
+        Err(OriginError::Invalid(format!(
+            "{subject}: {MARKER} is not that of an OCI image layout"
+        )))
     }
 }
 

@@ -1,9 +1,12 @@
-//! Directories as origins.
+//! Directories and buckets as origins.
+
+mod buckets;
 
 use std::{fs, os::unix::fs::symlink, path::Path};
 
 use bytes::Bytes;
 use futures::TryStreamExt;
+use reqwest::Certificate;
 use tempfile::TempDir;
 
 use super::*;

@@ -1,5 +1,7 @@
 //! Where requests may go: redirects, private addresses, TLS.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::{super::fake::*, *};
 
 #[tokio::test]
@@ -33,6 +35,32 @@ async fn a_redirect_to_another_host_is_followed_without_authorization() {
         1,
         "redirects leave the connection usable"
     );
+}
+
+#[tokio::test]
+async fn a_presigned_url_that_has_ended_is_asked_for_anew() {
+    let blob = Bytes::from_static(b"in the store");
+    let digest = digest_of(&blob);
+    let store = Fake::start(move |seen, _| match query(seen)["signed"].as_str() {
+        "1" => answer(
+            403,
+            &[],
+            "<Error><Message>Request has expired</Message></Error>",
+        ),
+        _ => serve_blob(seen, &blob),
+    })
+    .await;
+    let place = store.url();
+    let signed = AtomicUsize::new(0);
+    let registry = Fake::start(move |_, _| {
+        let number = signed.fetch_add(1, Ordering::SeqCst) + 1;
+        let location = format!("{place}/data?signed={number}");
+        answer(307, &[("location", &location)], "")
+    })
+    .await;
+    let got = read(&at(&registry), &digest, 0, None).await.unwrap();
+    assert_eq!(got, "in the store");
+    assert_eq!((registry.count("/v2/"), store.count("/data")), (2, 2));
 }
 
 #[tokio::test]
