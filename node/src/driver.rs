@@ -21,6 +21,7 @@ use shoal_protocol::{
     event::{Action, Event},
     limits::CONTROL_FRAME_BYTES_MAX,
     message::{BlobKind, Hint, LeaseId, Message, OriginFailure, TagAnswer, TagKey, TagRecord},
+    reference::Upstream,
     time::Time,
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -39,7 +40,10 @@ use crate::{
 
 mod blame;
 mod chunks;
+mod logins;
 mod origin_reads;
+
+pub(crate) use logins::{Keepers, Logins};
 
 /// Facts that wait for the loop; tasks that have more wait for room.
 pub(crate) const FACTS_MAX: usize = 1024;
@@ -74,6 +78,11 @@ pub(crate) enum Fact {
     },
     /// Someone wants to know who the members are.
     WantMembers { reply: oneshot::Sender<Vec<Peer>> },
+    /// Someone wants to know who keeps an upstream's logins; see [`Core::login_keepers`].
+    WantKeepers {
+        upstream: Upstream,
+        reply: oneshot::Sender<Vec<Peer>>,
+    },
     /// The store has opened a blob, or cannot.
     Opened {
         blob: Digest,
@@ -142,6 +151,7 @@ pub(crate) struct Parts {
     pub(crate) network: Network,
     pub(crate) store: Store,
     pub(crate) origins: Origins,
+    pub(crate) logins: Arc<Logins>,
     pub(crate) key: SigningKey,
     pub(crate) packer: Packer,
     pub(crate) metrics: Arc<Metrics>,
@@ -319,6 +329,9 @@ impl Driver {
             Fact::WantMembers { reply } => {
                 let _ = reply.send(self.core.members());
             }
+            Fact::WantKeepers { upstream, reply } => {
+                let _ = reply.send(self.core.login_keepers(&upstream));
+            }
             Fact::Opened {
                 blob,
                 kind,
@@ -389,8 +402,14 @@ impl Driver {
     fn network(&mut self, event: NetworkEvent) {
         match event {
             NetworkEvent::Connected(peer) => self.event(Event::Connected(peer)),
-            NetworkEvent::Disconnected(peer) => self.event(Event::Disconnected(peer)),
-            NetworkEvent::Unreachable(peer) => self.event(Event::Unreachable(peer)),
+            NetworkEvent::Disconnected(peer) => {
+                self.parts.logins.gone(peer);
+                self.event(Event::Disconnected(peer));
+            }
+            NetworkEvent::Unreachable(peer) => {
+                self.parts.logins.gone(peer);
+                self.event(Event::Unreachable(peer));
+            }
             NetworkEvent::DialFailed(address, reason) => {
                 tracing::debug!("cannot connect to {address}: {reason}");
             }
@@ -415,6 +434,24 @@ impl Driver {
                     let _ = reply.send(json);
                 }
             }
+            NetworkEvent::Message {
+                from,
+                message:
+                    Message::AskToken {
+                        id,
+                        key,
+                        rejected,
+                        anonymous,
+                    },
+            } => logins::answer(&self.parts, from, id, key, rejected, anonymous),
+            NetworkEvent::Message {
+                from,
+                message: Message::Token { id, answer },
+            } => self.parts.logins.answered(from, id, answer),
+            NetworkEvent::Message {
+                message: Message::OfferToken { key, token },
+                ..
+            } => self.parts.origins.take_token(key, token),
             NetworkEvent::Message { from, message } => {
                 self.event(Event::Message { from, message });
             }

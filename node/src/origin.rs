@@ -30,13 +30,18 @@ mod permission;
 mod refusal;
 mod registry;
 mod retry_after;
+mod sharing;
 mod site;
 mod storage;
 #[cfg(test)]
 mod tests;
 mod transport;
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -55,6 +60,7 @@ pub use self::{
 pub(crate) use self::{
     access::{Gate, NoPass, Pass},
     permission::{Object, Refusal, Told},
+    sharing::Cluster,
 };
 use self::{
     grants::Grants,
@@ -80,6 +86,7 @@ struct Shared {
     transport: Arc<Transport>,
     grants: Arc<Grants>,
     loans: Arc<Loans>,
+    cluster: OnceLock<Arc<dyn Cluster>>,
 }
 
 /// Where one repository's content comes from.
@@ -137,6 +144,7 @@ impl Origins {
                 transport,
                 grants: Grants::new(Clock::start()),
                 loans: Arc::default(),
+                cluster: OnceLock::new(),
             }),
         })
     }
@@ -221,6 +229,7 @@ impl Origins {
             hint,
             grants: &self.shared.grants,
             loans: &self.shared.loans,
+            cluster: self.shared.cluster.get(),
         }))
     }
 

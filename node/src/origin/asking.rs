@@ -7,18 +7,23 @@ use reqwest::{
     Method, Response, StatusCode,
     header::{HeaderMap, HeaderValue, RANGE},
 };
-use shoal_protocol::message::Hint;
+use shoal_protocol::message::{Hint, TokenKey};
 use url::Url;
 
 use super::{
     body,
     challenge::Challenge,
     error::OriginError,
-    grants::Grants,
+    grants::{Grant, Grants},
     loans::Loans,
-    login, manifest, refusal,
+    manifest, refusal,
+    sharing::{self, Cluster},
     site::{Answer, Site},
 };
+
+/// Answers to one question until the last is taken for the registry's word: to nothing or an old token,
+/// to the keeper's, to one that replaces it, to this node's own.
+const ATTEMPTS_MAX: usize = 4;
 
 /// Something that is asked of a registry, by one method or more.
 pub(super) struct Asking<'a> {
@@ -26,6 +31,7 @@ pub(super) struct Asking<'a> {
     pub(super) hint: &'a Hint,
     pub(super) grants: &'a Arc<Grants>,
     pub(super) loans: &'a Loans,
+    pub(super) cluster: Option<&'a Arc<dyn Cluster>>,
     pub(super) url: Url,
     pub(super) headers: HeaderMap,
     /// What is asked of whom, for errors.
@@ -72,19 +78,33 @@ impl Asking<'_> {
         }
     }
 
-    /// The answer to this node's own login. One that the registry no longer accepts is replaced once.
+    /// The answer to what the cluster is granted. What the registry does not accept is replaced: by the
+    /// keeper of its logins as often as it may have taken the first for good, then by this node's own.
     async fn send_as_node(&self, method: Method) -> Result<Answer, OriginError> {
-        let header = self.authorization(None, None).await?;
-        let answer = self.follow(&method, header.as_ref()).await?;
-        if answer.response.status() != StatusCode::UNAUTHORIZED || answer.elsewhere {
-            return Ok(answer);
+        let mut grant = self.authorization(None, None, true).await?;
+        let mut attempt = 1;
+        loop {
+            let header = grant.as_ref().map(|grant| &grant.header);
+            let answer = self.follow(&method, header).await?;
+            let of_member = grant.as_ref().is_some_and(|grant| grant.of_member);
+            let status = answer.response.status();
+            // What another's credentials may not read, this node's perhaps may.
+            let refused = status == StatusCode::UNAUTHORIZED
+                || (of_member && status == StatusCode::FORBIDDEN);
+            // A token of one's own that was got just now is no better the next time.
+            let final_word = attempt == ATTEMPTS_MAX || (attempt > 1 && !of_member);
+            if !refused || answer.elsewhere || final_word {
+                return Ok(answer);
+            }
+            let challenge = Challenge::of(answer.response.headers());
+            if challenge.is_none() && !of_member {
+                return Ok(answer);
+            }
+            body::collect_refusal(answer.response).await;
+            let together = status == StatusCode::UNAUTHORIZED && attempt + 1 < ATTEMPTS_MAX;
+            grant = self.authorization(challenge, header, together).await?;
+            attempt += 1;
         }
-        let Some(challenge) = Challenge::of(answer.response.headers()) else {
-            return Ok(answer);
-        };
-        body::collect_refusal(answer.response).await;
-        let header = self.authorization(Some(challenge), header.as_ref()).await?;
-        self.follow(&method, header.as_ref()).await
     }
 
     /// The answer to this authorization, or to none.
@@ -104,15 +124,31 @@ impl Asking<'_> {
             .await
     }
 
+    /// What to show the registry. Where a login is needed, the cluster's keeper is asked for it if it is
+    /// to be done `together`.
     async fn authorization(
         &self,
         challenge: Option<Challenge>,
         rejected: Option<&HeaderValue>,
-    ) -> Result<Option<HeaderValue>, OriginError> {
-        let (site, hint) = (Arc::clone(&self.site), self.hint.clone());
-        let login = |challenge| async move { login::login(&site, &hint, &challenge).await }.boxed();
+        together: bool,
+    ) -> Result<Option<Grant>, OriginError> {
+        let key = TokenKey {
+            hint: self.hint.clone(),
+            registry: self.site.base.to_string(),
+        };
+        let login = |challenge| {
+            let (site, cluster) = (Arc::clone(&self.site), self.cluster.filter(|_| together));
+            sharing::log_in(
+                site,
+                key.clone(),
+                challenge,
+                rejected.cloned(),
+                cluster.cloned(),
+            )
+            .boxed()
+        };
         self.grants
-            .authorization(self.hint, challenge, rejected, login)
+            .authorization(&key, challenge, rejected, login)
             .await
     }
 }

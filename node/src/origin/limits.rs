@@ -31,6 +31,10 @@ pub(super) const TOKEN_LIFETIME_DEFAULT: Duration = Duration::from_mins(1);
 /// the time that a request may be under way, and clocks that run apart.
 pub(super) const TOKEN_RENEWAL_MARGIN: Duration = Duration::from_secs(20);
 
+/// A token that the keeper of an upstream got itself is replaced on other members' word when it is so
+/// old: one that is refused at once would be again, and a member could have it log in without end.
+pub(super) const REPLACED_AFTER_MIN: Duration = Duration::from_secs(5);
+
 /// The largest answer of a token realm. Tokens with many claims have a few KiB.
 pub(super) const TOKEN_ANSWER_BYTES_MAX: u64 = 1 << 20;
 

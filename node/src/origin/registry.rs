@@ -28,6 +28,7 @@ use super::{
     limits::{LIST_MAX, LIST_PAGE_BYTES_MAX, LIST_PAGES_MAX, TAGS_PER_PAGE},
     loans::Loans,
     manifest, refusal,
+    sharing::Cluster,
     site::Site,
 };
 
@@ -38,6 +39,8 @@ pub(super) struct Registry<'a> {
     pub(super) hint: &'a Hint,
     pub(super) grants: &'a Arc<Grants>,
     pub(super) loans: &'a Loans,
+    /// The other members, where there can be any.
+    pub(super) cluster: Option<&'a Arc<dyn Cluster>>,
 }
 
 impl<'a> Registry<'a> {
@@ -248,6 +251,7 @@ impl<'a> Registry<'a> {
             hint: self.hint,
             grants: self.grants,
             loans: self.loans,
+            cluster: self.cluster,
         }
     }
 }

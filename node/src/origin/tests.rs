@@ -5,6 +5,7 @@ mod addresses;
 mod bodies;
 mod logins;
 mod manifests;
+mod sharing;
 mod transfers;
 
 use futures::{StreamExt, TryStreamExt};
