@@ -358,6 +358,8 @@ impl Driver {
                 self.event(Event::Dropped { blob, have });
             }
             Fact::TagAsked { key, result } => {
+                let spared = self.parts.origins.spared(&key.upstream);
+                let known = self.parts.store.tag(&key);
                 let result = match result {
                     Ok(digest) => {
                         let asked_by = NodeId(self.parts.key.verifying_key().to_bytes());
@@ -366,7 +368,11 @@ impl Driver {
                             asked_at: unix_seconds(),
                             asked_by,
                         };
-                        self.remember_tag(&key, &record);
+                        // Where the origin is spared, the exchange decides what is to be remembered.
+                        let same = known.as_ref().is_some_and(|known| known.digest == digest);
+                        if spared.is_none() || same {
+                            self.remember_tag(&key, &record);
+                        }
                         Ok(record)
                     }
                     Err(error) => {
@@ -374,8 +380,12 @@ impl Driver {
                         Err((&error).into())
                     }
                 };
-                let known = self.parts.store.tag(&key);
-                self.event(Event::TagAsked { key, result, known });
+                self.event(Event::TagAsked {
+                    key,
+                    result,
+                    known,
+                    spared,
+                });
             }
         }
     }
@@ -721,7 +731,8 @@ impl Driver {
                         upstream: key.upstream.clone(),
                         repository: key.repository.clone(),
                     };
-                    let result = parts.origins.resolve_tag(&hint, &key.tag).await;
+                    let known = parts.store.tag(&key).is_some();
+                    let result = parts.origins.resolve_tag(&hint, &key.tag, known).await;
                     let _ = parts.facts.send(Fact::TagAsked { key, result }).await;
                 });
             }
@@ -789,6 +800,7 @@ impl Driver {
             metrics.store_bytes.set(usage.bytes_used);
             metrics.store_blobs.set(usage.blobs as u64);
         }
+        metrics.set_allowances(self.parts.origins.allowances());
     }
 
     fn node_stats(&self) -> NodeStats {
@@ -836,6 +848,7 @@ impl Driver {
             members_alive: self.core.members().len() as u64,
             members_down: self.members_down,
             origin_streams: self.reads.len() as u64,
+            allowances: parts.origins.allowances(),
             blobs_omitted: 0,
         }
     }

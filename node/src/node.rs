@@ -119,6 +119,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Node
     let origins = Origins::new(OriginsConfig {
         upstreams: config.origins,
         docker_config: config.docker_config,
+        reserve: config.origin_reserve,
     })?;
     let gate = Gate::new(&config.access, origins.clone())?.map(Arc::new);
     let certificates = match &config.mirror_tls {

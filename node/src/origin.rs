@@ -13,7 +13,9 @@
 
 mod access;
 mod address;
+mod allowance;
 mod asking;
+mod batches;
 mod body;
 mod challenge;
 mod config;
@@ -54,6 +56,7 @@ use shoal_protocol::{
 
 pub use self::{
     access::Access,
+    allowance::Reserve,
     config::{Credentials, OriginConfigError, OriginSpec, OriginsConfig, Secret},
     error::OriginError,
 };
@@ -63,6 +66,8 @@ pub(crate) use self::{
     sharing::Cluster,
 };
 use self::{
+    allowance::Allowances,
+    batches::Batches,
     grants::Grants,
     loans::{Loan, Loans},
     registry::Registry,
@@ -70,7 +75,7 @@ use self::{
     storage::Storage,
     transport::Transport,
 };
-use crate::clock::Clock;
+use crate::{clock::Clock, stats::AllowanceStats};
 
 /// All origins of this node. Cheap to clone; clones share connections and logins.
 #[derive(Clone)]
@@ -86,7 +91,10 @@ struct Shared {
     transport: Arc<Transport>,
     grants: Arc<Grants>,
     loans: Arc<Loans>,
+    batches: Arc<Batches>,
+    /// The other members, where there can be any.
     cluster: OnceLock<Arc<dyn Cluster>>,
+    allowances: Allowances,
 }
 
 /// Where one repository's content comes from.
@@ -112,6 +120,7 @@ pub struct OriginBody {
 impl Origins {
     /// Reads certificate files and sets up clients. Nothing is connected to yet.
     pub fn new(config: OriginsConfig) -> Result<Self, OriginConfigError> {
+        let clock = Clock::start();
         let transport = Arc::new(Transport::new(&[]).map_err(OriginConfigError::Client)?);
         let mut configured = BTreeMap::new();
         let mut storages = BTreeMap::new();
@@ -142,18 +151,29 @@ impl Origins {
                 storages,
                 docker_config: config.docker_config,
                 transport,
-                grants: Grants::new(Clock::start()),
+                grants: Grants::new(clock),
                 loans: Arc::default(),
+                batches: Arc::default(),
                 cluster: OnceLock::new(),
+                allowances: Allowances::new(clock, config.reserve),
             }),
         })
     }
 
     /// What a tag names now: asked by HEAD, which costs nothing at registries that count pulls;
     /// by GET, and the manifest hashed, where HEAD is not answered with a digest.
-    pub async fn resolve_tag(&self, hint: &Hint, tag: &Tag) -> Result<Digest, OriginError> {
+    ///
+    /// # Errors
+    /// [`OriginError::Throttled`] where the tag is `known` here, and a GET would cost one of the pulls
+    /// that are kept in [`Reserve`].
+    pub async fn resolve_tag(
+        &self,
+        hint: &Hint,
+        tag: &Tag,
+        known: bool,
+    ) -> Result<Digest, OriginError> {
         match self.source(hint)? {
-            Source::Registry(registry) => registry.resolve_tag(tag).await,
+            Source::Registry(registry) => registry.resolve_tag(tag, known).await,
             Source::Storage(storage) => storage.resolve_tag(hint, tag).await,
         }
     }
@@ -219,6 +239,16 @@ impl Origins {
         }
     }
 
+    /// Why an upstream's content is read only where nothing else can serve, if it is so now.
+    pub(crate) fn spared(&self, upstream: &Upstream) -> Option<String> {
+        self.shared.allowances.spared(upstream)
+    }
+
+    /// How many pulls registries have said that they still give.
+    pub(crate) fn allowances(&self) -> Vec<AllowanceStats> {
+        self.shared.allowances.stats()
+    }
+
     /// Where the repository's content comes from.
     fn source<'a>(&'a self, hint: &'a Hint) -> Result<Source<'a>, OriginError> {
         if let Some(storage) = self.storage(&hint.upstream) {
@@ -227,9 +257,7 @@ impl Origins {
         Ok(Source::Registry(Registry {
             site: self.site(&hint.upstream)?,
             hint,
-            grants: &self.shared.grants,
-            loans: &self.shared.loans,
-            cluster: self.shared.cluster.get(),
+            shared: &self.shared,
         }))
     }
 

@@ -500,9 +500,14 @@ impl Core {
                 let known = known.map(|(record, age)| (record, Duration::from_secs(age)));
                 self.tags.resolve(&mut self.ctx, key, known);
             }
-            Event::TagAsked { key, result, known } => {
-                self.tags.origin_said(&mut self.ctx, key, result, known);
-            }
+            Event::TagAsked {
+                key,
+                result,
+                known,
+                spared,
+            } => self
+                .tags
+                .origin_said(&mut self.ctx, key, result, known, spared),
         }
     }
 

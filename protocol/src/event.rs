@@ -219,6 +219,9 @@ pub enum Event {
         result: Result<TagRecord, TagFailure>,
         /// What is stored of the tag here, for when it could not be asked.
         known: Option<TagRecord>,
+        /// Set where the origin is to be read only for what nothing else can serve, with the reason: a
+        /// tag that is known goes on naming what it named.
+        spared: Option<String>,
     },
 }
 

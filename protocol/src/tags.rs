@@ -32,8 +32,8 @@ pub(crate) struct Tags {
     questions: BTreeMap<TagKey, Question>,
     /// Questions to the origin under way, and the peers that wait for the answer.
     asking: BTreeMap<TagKey, BTreeSet<Peer>>,
-    /// What the origin said lately.
-    fresh: BTreeMap<TagKey, (TagRecord, Time)>,
+    /// What was answered lately, after the origin was asked.
+    fresh: BTreeMap<TagKey, (TagAnswer, Time)>,
 }
 
 /// Answers remembered at most; the oldest go first when there are more.
@@ -122,10 +122,10 @@ impl Tags {
 
     /// A peer asks.
     pub(crate) fn asked(&mut self, ctx: &mut Ctx, from: Peer, key: TagKey) {
-        if let Some((record, at)) = self.fresh.get(&key)
+        if let Some((answer, at)) = self.fresh.get(&key)
             && ctx.now.since(*at) < ctx.config.tag_ttl
         {
-            let answer = TagAnswer::Fresh(record.clone());
+            let answer = answer.clone();
             ctx.send(from, Message::Tag { key, answer });
             return;
         }
@@ -147,15 +147,23 @@ impl Tags {
         key: TagKey,
         result: Result<TagRecord, TagFailure>,
         known: Option<TagRecord>,
+        spared: Option<String>,
     ) {
         let answer = match (result, known) {
-            (Ok(record), _) => {
+            (Ok(record), known) => {
+                let known = known.or_else(|| self.remembered_by_others(&key));
+                let answer = match (known, spared) {
+                    (Some(known), Some(reason)) if known.digest != record.digest => {
+                        TagAnswer::Stale(known, reason)
+                    }
+                    _ => TagAnswer::Fresh(record),
+                };
                 if self.fresh.len() >= FRESH_MAX {
                     let ttl = ctx.config.tag_ttl;
                     self.fresh.retain(|_, (_, at)| ctx.now.since(*at) < ttl);
                 }
-                self.fresh.insert(key.clone(), (record.clone(), ctx.now));
-                TagAnswer::Fresh(record)
+                self.fresh.insert(key.clone(), (answer.clone(), ctx.now));
+                answer
             }
             (Err(TagFailure::Unreachable(reason)), Some(record)) => {
                 TagAnswer::Stale(record, reason)
@@ -188,6 +196,14 @@ impl Tags {
                 self.questions.remove(&key);
                 ctx.act(Action::TagResolved { key, answer });
             }
+        }
+    }
+
+    /// What those who were asked remember of a tag alike.
+    fn remembered_by_others(&self, key: &TagKey) -> Option<TagRecord> {
+        match agreed(&self.questions.get(key)?.answers)? {
+            TagAnswer::Stale(record, _) => Some(record),
+            TagAnswer::Fresh(_) | TagAnswer::Failed(_) => None,
         }
     }
 

@@ -80,6 +80,10 @@ pub(crate) struct NodeArgs {
     /// How long a tag is used before the origin is asked again [default: 10s]
     #[arg(long, value_name = "TIME")]
     tag_ttl: Option<String>,
+    /// Pulls to keep for what only the origin can serve, where a registry says how many it gives, as
+    /// Docker Hub does: a share of its limit, or a number [default: 10%]
+    #[arg(long, value_name = "PULLS")]
+    origin_reserve: Option<String>,
     /// Stop when stdin ends, so that no daemon outlives the program that started it.
     #[arg(long, hide = true)]
     exit_with_parent: bool,
@@ -165,6 +169,7 @@ impl NodeArgs {
             min_free: self.min_free,
             docker_config: self.docker_config,
             tag_ttl: self.tag_ttl,
+            origin_reserve: self.origin_reserve,
             log,
             origin: pairs("origin", self.origin)?,
             origin_ca: pairs("origin_ca", self.origin_ca)?,

@@ -76,6 +76,21 @@ impl Display for Report<'_> {
             members(swarm)
         )?;
         sources(swarm, f)?;
+        for said in &swarm.allowances {
+            writeln!(
+                f,
+                "{}: {} of {} pulls left in {}{}",
+                said.upstream,
+                said.remaining,
+                said.limit,
+                duration(said.window_seconds as f64),
+                if said.spared {
+                    ", kept for what nobody here has"
+                } else {
+                    ""
+                }
+            )?;
+        }
         blobs(swarm, f)?;
         for ban in &swarm.banned {
             writeln!(
@@ -189,7 +204,7 @@ fn blobs(swarm: &SwarmStats, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 
 #[cfg(test)]
 mod tests {
-    use shoal_node::stats::{BanStats, BlobStats, NodeStats, SourceBytes};
+    use shoal_node::stats::{AllowanceStats, BanStats, BlobStats, NodeStats, SourceBytes};
 
     use super::*;
 
@@ -219,6 +234,14 @@ mod tests {
                 blob: String::new(),
                 reason: "signed a wrong hash".into(),
             }],
+            allowances: vec![AllowanceStats {
+                upstream: "docker.io".into(),
+                limit: 100,
+                remaining: 7,
+                window_seconds: 21_600,
+                spared: true,
+                ..AllowanceStats::default()
+            }],
             ..NodeStats::default()
         };
         let report = Report(&SwarmStats::merge(vec![node], 2)).to_string();
@@ -227,6 +250,7 @@ mod tests {
             "aaaaaaaaaaaa  10.0.0.1:5004  2m05s  1.0 MB  7.0 MB",
             "peers   7.0 MB  87.5 %",
             "Offload: 87.5 %",
+            "docker.io: 7 of 100 pulls left in 6h00m, kept for what nobody here has",
             "and 10 smaller ones",
             "Banned: bbbbbbbbbbbb by 1 of 1: signed a wrong hash",
         ] {

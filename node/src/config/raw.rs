@@ -44,6 +44,8 @@ pub struct RawConfig {
     pub docker_config: Option<String>,
     /// See [`Config::tag_ttl`](super::Config::tag_ttl).
     pub tag_ttl: Option<String>,
+    /// See [`Config::origin_reserve`](super::Config::origin_reserve).
+    pub origin_reserve: Option<String>,
     /// See [`Config::log`](super::Config::log).
     pub log: Option<String>,
     /// Upstream to URL; see [`Config::origins`](super::Config::origins).
@@ -103,6 +105,7 @@ impl RawConfig {
             min_free: one("min_free")?,
             docker_config: one("docker_config")?,
             tag_ttl: one("tag_ttl")?,
+            origin_reserve: one("origin_reserve")?,
             log: one("log")?,
             origin: table("origin")?,
             origin_ca: table("origin_ca")?,

@@ -11,13 +11,12 @@ use shoal_protocol::message::{Hint, TokenKey};
 use url::Url;
 
 use super::{
-    body,
+    Shared, body,
     challenge::Challenge,
     error::OriginError,
-    grants::{Grant, Grants},
-    loans::Loans,
+    grants::Grant,
     manifest, refusal,
-    sharing::{self, Cluster},
+    sharing::LogIn,
     site::{Answer, Site},
 };
 
@@ -29,9 +28,7 @@ const ATTEMPTS_MAX: usize = 4;
 pub(super) struct Asking<'a> {
     pub(super) site: Arc<Site>,
     pub(super) hint: &'a Hint,
-    pub(super) grants: &'a Arc<Grants>,
-    pub(super) loans: &'a Loans,
-    pub(super) cluster: Option<&'a Arc<dyn Cluster>>,
+    pub(super) shared: &'a Shared,
     pub(super) url: Url,
     pub(super) headers: HeaderMap,
     /// What is asked of whom, for errors.
@@ -72,7 +69,7 @@ impl Asking<'_> {
             }
             Err(error) => matches!(error, OriginError::Denied(_)),
         };
-        match self.loans.header(self.hint) {
+        match self.shared.loans.header(self.hint) {
             Some(lent) if refused => self.follow(&method, Some(&lent)).await,
             Some(_) | None => own,
         }
@@ -86,13 +83,19 @@ impl Asking<'_> {
         loop {
             let header = grant.as_ref().map(|grant| &grant.header);
             let answer = self.follow(&method, header).await?;
+            if !answer.elsewhere {
+                let allowances = &self.shared.allowances;
+                allowances.note(&self.hint.upstream, answer.response.headers());
+            }
             let of_member = grant.as_ref().is_some_and(|grant| grant.of_member);
             let status = answer.response.status();
             // What another's credentials may not read, this node's perhaps may.
             let refused = status == StatusCode::UNAUTHORIZED
                 || (of_member && status == StatusCode::FORBIDDEN);
-            // A token of one's own that was got just now is no better the next time.
-            let final_word = attempt == ATTEMPTS_MAX || (attempt > 1 && !of_member);
+            // A token of one's own that was got just now is no better the next time, unless its realm
+            // gave it for other repositories only.
+            let batched = grant.as_ref().is_some_and(|grant| grant.batched);
+            let final_word = attempt == ATTEMPTS_MAX || (attempt > 1 && !of_member && !batched);
             if !refused || answer.elsewhere || final_word {
                 return Ok(answer);
             }
@@ -137,18 +140,16 @@ impl Asking<'_> {
             registry: self.site.base.to_string(),
         };
         let login = |challenge| {
-            let (site, cluster) = (Arc::clone(&self.site), self.cluster.filter(|_| together));
-            sharing::log_in(
-                site,
-                key.clone(),
-                challenge,
-                rejected.cloned(),
-                cluster.cloned(),
-            )
-            .boxed()
+            let login = LogIn {
+                site: Arc::clone(&self.site),
+                key: key.clone(),
+                rejected: rejected.cloned(),
+                batches: Arc::clone(&self.shared.batches),
+            };
+            let cluster = self.shared.cluster.get().filter(|_| together);
+            login.for_this_node(challenge, cluster.cloned()).boxed()
         };
-        self.grants
-            .authorization(&key, challenge, rejected, login)
-            .await
+        let grants = &self.shared.grants;
+        grants.authorization(&key, challenge, rejected, login).await
     }
 }

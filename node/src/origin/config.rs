@@ -6,6 +6,8 @@ use serde::{Deserialize, Deserializer, de};
 use shoal_protocol::reference::Upstream;
 use url::Url;
 
+use super::allowance::Reserve;
+
 /// Where this node finds the content of upstreams.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -16,6 +18,8 @@ pub struct OriginsConfig {
     /// docker's `config.json`, for the credentials of all others. A file that does not exist
     /// means no credentials.
     pub docker_config: Option<PathBuf>,
+    /// Pulls to keep, where a registry says how many it still gives.
+    pub reserve: Reserve,
 }
 
 /// One configured upstream.

@@ -29,6 +29,7 @@ use super::{
 use crate::clock::Clock;
 
 /// What a login gave, or another member.
+#[derive(Clone)]
 pub(super) struct Granted {
     /// The `Authorization` header to send.
     pub(super) header: HeaderValue,
@@ -40,6 +41,8 @@ pub(super) struct Granted {
     pub(super) anonymous: bool,
     /// Whether another member got it.
     pub(super) of_member: bool,
+    /// Whether it was asked for together with others, which not every realm knows.
+    pub(super) batched: bool,
 }
 
 /// What is remembered of it.
@@ -48,6 +51,7 @@ pub(super) struct Grant {
     pub(super) header: HeaderValue,
     pub(super) anonymous: bool,
     pub(super) of_member: bool,
+    pub(super) batched: bool,
     challenge: Option<Challenge>,
     since: Time,
     renew_at: Time,
@@ -165,6 +169,7 @@ impl Grants {
             header: granted.header,
             anonymous: granted.anonymous,
             of_member: granted.of_member,
+            batched: granted.batched,
             challenge: granted.challenge,
             since: now,
             renew_at,
@@ -277,6 +282,7 @@ mod tests {
                     challenge: Some(challenge),
                     anonymous: false,
                     of_member: false,
+                    batched: false,
                 })
             }
             .boxed()

@@ -32,11 +32,13 @@ pub(super) async fn credentials(site: &Site) -> Result<Option<Login>, String> {
     .await
 }
 
-/// Gets what `challenge` asks for with these credentials, to pull from the repository of `hint`.
+/// Gets what `challenge` asks for with these credentials, to pull from the repository of `hint`; a token
+/// is for all of `scopes`.
 pub(super) async fn login(
     site: &Site,
     hint: &Hint,
     challenge: Challenge,
+    scopes: &[String],
     credentials: Result<Option<Login>, String>,
 ) -> Result<Granted, OriginError> {
     let host = site.base.host_str().unwrap_or_default();
@@ -57,8 +59,7 @@ pub(super) async fn login(
     let outcome = match &challenge {
         Challenge::Basic => basic(login, &subject, host).map(|header| (header, None)),
         Challenge::Bearer { realm, service, .. } => {
-            let scope = challenge.pull_scope(&hint.repository);
-            let token = token(site, realm, service.as_deref(), &scope, login, &subject).await;
+            let token = token(site, realm, service.as_deref(), scopes, login, &subject).await;
             token.map(|(header, lifetime)| (header, Some(lifetime)))
         }
     };
@@ -69,6 +70,7 @@ pub(super) async fn login(
             challenge: Some(challenge),
             anonymous,
             of_member: false,
+            batched: false,
         }),
         (Err(OriginError::Denied(text)), Some(remark)) => {
             Err(OriginError::Denied(format!("{text}; {remark}")))
@@ -92,7 +94,7 @@ async fn token(
     site: &Site,
     realm: &str,
     service: Option<&str>,
-    scope: &str,
+    scopes: &[String],
     login: Option<Login>,
     subject: &str,
 ) -> Result<(HeaderValue, Duration), OriginError> {
@@ -102,10 +104,17 @@ async fn token(
         ))
     })?;
     let mut headers = HeaderMap::new();
-    let mut fields = vec![("scope", scope)];
-    fields.extend(service.map(|service| ("service", service)));
+    let mut fields: Vec<(&str, &str)> = service
+        .map(|service| ("service", service))
+        .into_iter()
+        .collect();
+    let scopes = scopes.iter().map(String::as_str);
     let form = if let Some(Login::RefreshToken(refresh_token)) = &login {
+        // One field with spaces (RFC 6749, section 3.3), where the query has one for each.
+        let scopes: Vec<&str> = scopes.collect();
+        let scopes = scopes.join(" ");
         fields.extend([
+            ("scope", scopes.as_str()),
             ("grant_type", "refresh_token"),
             ("client_id", "shoal"),
             ("refresh_token", refresh_token),
@@ -117,6 +126,7 @@ async fn token(
             fields.push(("account", username));
             headers.insert(AUTHORIZATION, basic_header(username, password, subject)?);
         }
+        fields.extend(scopes.map(|scope| ("scope", scope)));
         url.query_pairs_mut().extend_pairs(fields);
         None
     };

@@ -22,8 +22,11 @@ use shoal_protocol::{
 };
 
 use super::{
-    Origins, body,
+    Origins,
+    batches::Batches,
+    body,
     challenge::Challenge,
+    credentials::Login,
     error::OriginError,
     grants::{Grant, Granted},
     limits::REPLACED_AFTER_MIN,
@@ -47,37 +50,91 @@ pub(crate) trait Cluster: Send + Sync {
     fn offer(&self, key: TokenKey, token: Token) -> BoxFuture<'static, ()>;
 }
 
-/// Gets what `challenge` asks for: from the cluster, if there is one to ask, else by a login of this
-/// node.
-pub(super) async fn log_in(
-    site: Arc<Site>,
-    key: TokenKey,
-    challenge: Challenge,
-    rejected: Option<HeaderValue>,
-    cluster: Option<Arc<dyn Cluster>>,
-) -> Result<Granted, OriginError> {
-    let credentials = login::credentials(&site).await;
-    let cluster = cluster.filter(|_| {
-        matches!(challenge, Challenge::Bearer { .. })
-            && key.registry.len() <= REGISTRY_URL_BYTES_MAX
-    });
-    if let Some(cluster) = &cluster {
-        let rejected = rejected.as_ref().and_then(secret_of).map(TokenHash::of);
-        let anonymous = !matches!(credentials, Ok(Some(_)));
-        let token = cluster.ask(key.clone(), rejected, anonymous).await;
-        if let Some(granted) = token.and_then(|token| of_member(token, Some(challenge.clone()))) {
-            return Ok(granted);
+/// A login that is needed.
+pub(super) struct LogIn {
+    pub(super) site: Arc<Site>,
+    pub(super) key: TokenKey,
+    /// What the registry does not accept, where that is why it is needed.
+    pub(super) rejected: Option<HeaderValue>,
+    pub(super) batches: Arc<Batches>,
+}
+
+impl LogIn {
+    /// Gets what `challenge` asks for: from the cluster, if there is one to ask, else by a login of
+    /// this node.
+    pub(super) async fn for_this_node(
+        self,
+        challenge: Challenge,
+        cluster: Option<Arc<dyn Cluster>>,
+    ) -> Result<Granted, OriginError> {
+        let credentials = login::credentials(&self.site).await;
+        let cluster = cluster.filter(|_| {
+            let token = matches!(challenge, Challenge::Bearer { .. });
+            token && self.key.registry.len() <= REGISTRY_URL_BYTES_MAX
+        });
+        if let Some(cluster) = &cluster {
+            let rejected = self
+                .rejected
+                .as_ref()
+                .and_then(secret_of)
+                .map(TokenHash::of);
+            let anonymous = !matches!(credentials, Ok(Some(_)));
+            let token = cluster.ask(self.key.clone(), rejected, anonymous).await;
+            if let Some(granted) = token.and_then(|token| of_member(token, Some(challenge.clone())))
+            {
+                return Ok(granted);
+            }
         }
+        let granted = self.log_in(challenge, credentials).await?;
+        if let Some(cluster) = cluster
+            && let Some(token) = granted
+                .lifetime
+                .and_then(|left| to_share(&granted.header, left, granted.anonymous))
+        {
+            cluster.offer(self.key, token).await;
+        }
+        Ok(granted)
     }
-    let granted = login::login(&site, &key.hint, challenge, credentials).await?;
-    if let Some(cluster) = cluster
-        && let Some(token) = granted
-            .lifetime
-            .and_then(|left| to_share(&granted.header, left, granted.anonymous))
-    {
-        cluster.offer(key, token).await;
+
+    /// Logs in for members that have asked; the registry says where, unless it has before.
+    async fn for_members(
+        self,
+        known: Option<Challenge>,
+        anonymous: bool,
+    ) -> Result<Granted, OriginError> {
+        let subject = format!("logging in to {} for the cluster", self.key.registry);
+        let credentials = login::credentials(&self.site).await;
+        if !anonymous && !matches!(credentials, Ok(Some(_))) {
+            return Err(OriginError::Denied(format!(
+                "{subject}: there are no credentials here"
+            )));
+        }
+        let challenge = match known {
+            Some(challenge) => challenge,
+            None => challenge_of(&self.site, &self.key, &subject).await?,
+        };
+        if challenge == Challenge::Basic {
+            return Err(OriginError::Denied(format!(
+                "{subject}: it takes passwords, which are not shared"
+            )));
+        }
+        self.log_in(challenge, credentials).await
     }
-    Ok(granted)
+
+    async fn log_in(
+        &self,
+        challenge: Challenge,
+        credentials: Result<Option<Login>, String>,
+    ) -> Result<Granted, OriginError> {
+        let (site, key) = (&self.site, &self.key);
+        if self.rejected.is_none() {
+            let together = self.batches.log_in(site, key, challenge, credentials);
+            return together.await;
+        }
+        // Perhaps it was for several repositories, and its realm knows no such tokens.
+        let scope = challenge.pull_scope(&key.hint.repository);
+        login::login(site, &key.hint, challenge, &[scope], credentials).await
+    }
 }
 
 impl Origins {
@@ -101,15 +158,20 @@ impl Origins {
         let held = grants.held(&key);
         if let Some(grant) = &held
             && is_rejected(grant)
-            && !grant.of_member
+            && !(grant.of_member || grant.batched)
             && grants.age(grant) < REPLACED_AFTER_MIN
         {
             return None;
         }
         let usable = |grant: &Grant| !is_rejected(grant) && (anonymous || !grant.anonymous);
         let login = |known: Option<Challenge>| {
-            let key = key.clone();
-            Some(log_in_for_others(site, key, known, anonymous).boxed())
+            let login = LogIn {
+                site,
+                key: key.clone(),
+                rejected: held.filter(is_rejected).map(|grant| grant.header),
+                batches: Arc::clone(&self.shared.batches),
+            };
+            Some(login.for_members(known, anonymous).boxed())
         };
         match grants.obtain(&key, usable, login).await? {
             // Whoever logged in meanwhile may have done so for itself.
@@ -142,32 +204,6 @@ impl Origins {
         let site = self.site(&key.hint.upstream).ok()?;
         (site.base.as_str() == key.registry).then_some(site)
     }
-}
-
-/// A login for members that have asked; the registry says where, unless it has before.
-async fn log_in_for_others(
-    site: Arc<Site>,
-    key: TokenKey,
-    known: Option<Challenge>,
-    anonymous: bool,
-) -> Result<Granted, OriginError> {
-    let subject = format!("logging in to {} for the cluster", key.registry);
-    let credentials = login::credentials(&site).await;
-    if !anonymous && !matches!(credentials, Ok(Some(_))) {
-        return Err(OriginError::Denied(format!(
-            "{subject}: there are no credentials here"
-        )));
-    }
-    let challenge = match known {
-        Some(challenge) => challenge,
-        None => challenge_of(&site, &key, &subject).await?,
-    };
-    if challenge == Challenge::Basic {
-        return Err(OriginError::Denied(format!(
-            "{subject}: it takes passwords, which are not shared"
-        )));
-    }
-    login::login(&site, &key.hint, challenge, credentials).await
 }
 
 /// What the registry asks of those who want to pull: asked by HEAD of a tag, which counts at none.
@@ -209,5 +245,6 @@ fn of_member(token: Token, challenge: Option<Challenge>) -> Option<Granted> {
         challenge,
         anonymous: token.anonymous,
         of_member: true,
+        batched: false,
     })
 }

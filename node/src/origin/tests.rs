@@ -31,6 +31,7 @@ fn with_spec(spec: OriginSpec) -> Origins {
     Origins::new(OriginsConfig {
         upstreams: BTreeMap::from([(hint().upstream, spec)]),
         docker_config: None,
+        ..OriginsConfig::default()
     })
     .unwrap()
 }

@@ -300,3 +300,73 @@ async fn passwords_stay_where_they_are() {
     let asked = members.keeper.origins.token_for_member(key, None, true);
     assert_eq!(asked.await, None);
 }
+
+/// How a realm takes a question for several scopes.
+#[derive(Clone, Copy, Debug)]
+enum Realm {
+    /// As it should.
+    Grants,
+    /// It gives a token for the first alone.
+    FirstOnly,
+    /// It refuses.
+    Refuses,
+}
+
+async fn registry_of_many(realm: Realm) -> Fake {
+    Fake::start(move |seen, base| {
+        if let Some((_, query)) = seen.target.split_once("/token?") {
+            let scopes = url::form_urlencoded::parse(query.as_bytes());
+            let scopes = scopes.filter(|(name, _)| name == "scope");
+            let scopes: Vec<_> = scopes.map(|(_, scope)| scope.replace(':', "-")).collect();
+            let granted = match realm {
+                Realm::Refuses if scopes.len() > 1 => return status(403),
+                Realm::FirstOnly => scopes[0].clone(),
+                Realm::Grants | Realm::Refuses => scopes.join("."),
+            };
+            return answer(
+                200,
+                &[],
+                format!(r#"{{"token":"{granted}","expires_in":300}}"#),
+            );
+        }
+        let repository = seen.target["/v2/".len()..].split('/').next().unwrap();
+        let scope = format!("repository-{repository}-pull");
+        let token = seen.header("authorization");
+        let token = token.and_then(|header| header.strip_prefix("Bearer "));
+        if token.is_some_and(|token| token.split('.').any(|granted| granted == scope)) {
+            return serve_blob(seen, &Bytes::from_static(BLOB));
+        }
+        let challenge = format!(r#"Bearer realm="{base}/token",service="fake""#);
+        answer(401, &[("www-authenticate", &challenge)], "")
+    })
+    .await
+}
+
+#[tokio::test]
+async fn many_repositories_of_a_registry_take_few_logins() {
+    const REPOSITORIES: usize = 10;
+    for (realm, logins) in [
+        (Realm::Grants, 2..=3),
+        (Realm::FirstOnly, 2..=2 * REPOSITORIES),
+        (Realm::Refuses, 2..=2 * REPOSITORIES),
+    ] {
+        let registry = registry_of_many(realm).await;
+        let members = members(&registry, &[true; 20], false);
+        let readers = members.all.iter().flat_map(|origins| {
+            (0..REPOSITORIES).map(move |number| async move {
+                let hint = Hint {
+                    repository: format!("app{number}").parse().unwrap(),
+                    ..hint()
+                };
+                let digest = digest_of(BLOB);
+                let body = origins.read(&digest, BlobKind::Blob, &hint, 0, None).await;
+                whole(body.unwrap()).await.unwrap()
+            })
+        });
+        for bytes in join_all(readers).await {
+            assert_eq!(bytes, BLOB);
+        }
+        let count = registry.count("/token");
+        assert!(logins.contains(&count), "{realm:?}: {count} logins");
+    }
+}

@@ -72,6 +72,7 @@ pub(super) struct Node {
     pub(super) origin: Origin,
     pub(super) tag: Result<Digest, TagFailure>,
     pub(super) tag_known: Option<TagRecord>,
+    pub(super) tag_spared: Option<String>,
     /// Takes part in nothing any more.
     pub(super) dead: bool,
     key: SigningKey,
@@ -167,6 +168,7 @@ impl World {
                 origin: Origin::Gives,
                 tag: Ok(blob(200)),
                 tag_known: None,
+                tag_spared: None,
                 dead: false,
                 key,
                 blobs: BTreeMap::new(),
@@ -651,7 +653,13 @@ impl World {
             asked_by,
         });
         let known = self.nodes[node].tag_known.clone();
-        let said = Event::TagAsked { key, result, known };
+        let spared = self.nodes[node].tag_spared.clone();
+        let said = Event::TagAsked {
+            key,
+            result,
+            known,
+            spared,
+        };
         self.at(self.origin_time, node, Happening::Event(said));
     }
 }
