@@ -573,6 +573,10 @@ impl Mesh {
     /// receiver has itself, and so never tell it that we have all.
     pub(crate) fn finish(&mut self, ctx: &mut Ctx) {
         self.phase = Phase::Complete;
+        // Of a small blob this is known before the news that its last chunk is stored; a request that
+        // stayed on the books for ever would take the place of others.
+        self.have = Bitfield::full(self.have.len());
+        self.cancel_requests(ctx);
         self.verdict = None;
         let neighbours: Vec<Peer> = self.neighbours.keys().copied().collect();
         for peer in neighbours {
