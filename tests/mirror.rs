@@ -18,6 +18,8 @@ const SLOW: Faults = Faults {
     busy: None,
     cuts: 0,
     bytes_per_second: Some(16_000_000),
+    manifests_max: None,
+    token_lifetime: None,
 };
 
 fn one_layer(seed: u64) -> (Image, Blob) {

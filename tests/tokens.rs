@@ -92,10 +92,8 @@ fn fifty_nodes_pull_ten_private_images_with_a_few_logins_and_read_each_manifest_
     let numbered: Vec<_> = swarm.nodes.iter().enumerate().collect();
     let pulls = client::all_at_once(&numbered, |(number, node)| {
         // Not all begin with the same.
-        let order = images.iter().cycle().skip(number % 10).take(10);
-        order
-            .map(|(repository, image)| pull(node, repository, image))
-            .collect::<Result<(), _>>()
+        let mut order = images.iter().cycle().skip(number % 10).take(10);
+        order.try_for_each(|(repository, image)| pull(node, repository, image))
     });
     let failed: Vec<_> = pulls.into_iter().filter_map(Result::err).collect();
     assert!(failed.is_empty(), "{failed:?}");
@@ -112,7 +110,7 @@ fn fifty_nodes_pull_ten_private_images_with_a_few_logins_and_read_each_manifest_
         "{} logins, {heads} tags asked by HEAD, {gets} manifests read, {refused} times refused first",
         logins(&origin)
     );
-    assert!(logins(&origin) <= 5, "{} logins", logins(&origin));
+    assert!(logins(&origin) < images.len(), "{} logins", logins(&origin));
     assert_eq!(gets, images.len(), "each manifest is read once");
     assert!(heads <= 2 * images.len(), "{heads} tags asked");
 
@@ -161,10 +159,8 @@ fn an_origin_that_gives_a_hundred_manifests_serves_a_thousand_pulls() {
     let origin = FakeOrigin::serving_all(images.clone(), faults);
     let swarm = Swarm::with_arguments(5, &origin.url(), &[]);
     let pulls = client::all_at_once(&swarm.nodes, |node| {
-        let order = images.iter().cycle().take(PULLS / 5);
-        order
-            .map(|(repository, image)| pull(node, repository, image))
-            .collect::<Result<(), _>>()
+        let mut order = images.iter().cycle().take(PULLS / 5);
+        order.try_for_each(|(repository, image)| pull(node, repository, image))
     });
     let failed: Vec<_> = pulls.into_iter().filter_map(Result::err).collect();
     assert!(failed.is_empty(), "{failed:?}");

@@ -282,8 +282,8 @@ impl Shared {
     fn scope_wanted(&self, path: &str, authorization: Option<&str>) -> Option<String> {
         self.faults.token_lifetime?;
         let path = path.strip_prefix("/v2/")?;
-        let ends = ["/manifests/", "/blobs/"].into_iter();
-        let end = ends.filter_map(|part| path.find(part)).next()?;
+        let mut ends = ["/manifests/", "/blobs/"].into_iter();
+        let end = ends.find_map(|part| path.find(part))?;
         let scope = format!("repository:{}:pull", &path[..end]);
         let token = authorization.and_then(|header| header.strip_prefix("Bearer "));
         let tokens = self.tokens.lock().expect("nobody panicked");

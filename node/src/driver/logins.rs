@@ -184,12 +184,11 @@ pub(super) fn answer(
         let say = |answer| parts.network.send(from, Message::Token { id, answer });
         let token = parts.origins.token_for_member(key, rejected, anonymous);
         tokio::pin!(token);
-        let token = match tokio::time::timeout(SAY_AFTER, &mut token).await {
-            Ok(token) => token,
-            Err(_) => {
-                say(TokenAnswer::LoggingIn);
-                token.await
-            }
+        let token = if let Ok(token) = tokio::time::timeout(SAY_AFTER, &mut token).await {
+            token
+        } else {
+            say(TokenAnswer::LoggingIn);
+            token.await
         };
         say(token.map_or(TokenAnswer::None, TokenAnswer::Granted));
     });

@@ -40,8 +40,10 @@ struct Queue {
     /// Held by whoever logs in.
     turn: tokio::sync::Mutex<()>,
     /// Scopes, and who waits for them.
-    waiting: Mutex<Vec<(String, oneshot::Sender<Result<Granted, OriginError>>)>>,
+    waiting: Mutex<Vec<(String, Reply)>>,
 }
+
+type Reply = oneshot::Sender<Result<Granted, OriginError>>;
 
 impl Batches {
     /// Logs in as [`login::login`] does, for all who wait meanwhile.
