@@ -36,4 +36,5 @@ mod storage;
 mod support;
 mod tags;
 mod tls;
+mod tokens;
 mod trust;

@@ -19,6 +19,8 @@ const SLOW: Faults = Faults {
     cuts: 0,
     bytes_per_second: Some(16_000_000),
     presigned: None,
+    manifests_max: None,
+    token_lifetime: None,
 };
 
 fn one_layer(seed: u64) -> (Image, Blob) {

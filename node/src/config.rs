@@ -26,7 +26,7 @@ use std::{
 use shoal_protocol::reference::Upstream;
 use url::Url;
 
-use crate::origin::{Access, OriginSpec};
+use crate::origin::{Access, OriginSpec, Reserve};
 
 pub use raw::{RawConfig, variable_of};
 pub use tls::{MIRROR_CA_FILE, MirrorTls};
@@ -90,6 +90,8 @@ pub struct Config {
     pub tag_ttl: Duration,
     /// For how long a tag's last known answer is given while the origin cannot be asked.
     pub tag_stale: Duration,
+    /// Pulls to keep for what only the origin can serve, where a registry says how many it still gives.
+    pub origin_reserve: Reserve,
     /// What to log: a level, or `target=level` pairs separated by commas.
     pub log: String,
 }
@@ -327,6 +329,9 @@ impl Sources {
                 Some(path) => Some(path),
                 None => default_docker_config(environment),
             },
+            origin_reserve: self
+                .one("origin_reserve", |raw| raw.origin_reserve.as_ref())?
+                .unwrap_or_default(),
             tag_ttl: self
                 .one::<Period>("tag_ttl", |raw| raw.tag_ttl.as_ref())?
                 .map_or(TAG_TTL_DEFAULT, |period| period.0),

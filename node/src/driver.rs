@@ -21,6 +21,7 @@ use shoal_protocol::{
     event::{Action, Event},
     limits::CONTROL_FRAME_BYTES_MAX,
     message::{BlobKind, Hint, LeaseId, Message, OriginFailure, TagAnswer, TagKey, TagRecord},
+    reference::Upstream,
     time::Time,
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -39,7 +40,10 @@ use crate::{
 
 mod blame;
 mod chunks;
+mod logins;
 mod origin_reads;
+
+pub(crate) use logins::{Keepers, Logins};
 
 /// Facts that wait for the loop; tasks that have more wait for room.
 pub(crate) const FACTS_MAX: usize = 1024;
@@ -83,6 +87,11 @@ pub(crate) enum Fact {
     },
     /// Someone wants to know who the members are.
     WantMembers { reply: oneshot::Sender<Vec<Peer>> },
+    /// Someone wants to know who keeps an upstream's logins; see [`Core::login_keepers`].
+    WantKeepers {
+        upstream: Upstream,
+        reply: oneshot::Sender<Vec<Peer>>,
+    },
     /// The store has opened a blob, or cannot.
     Opened {
         blob: Digest,
@@ -151,6 +160,7 @@ pub(crate) struct Parts {
     pub(crate) network: Network,
     pub(crate) store: Store,
     pub(crate) origins: Origins,
+    pub(crate) logins: Arc<Logins>,
     pub(crate) key: SigningKey,
     pub(crate) packer: Packer,
     pub(crate) metrics: Arc<Metrics>,
@@ -343,6 +353,9 @@ impl Driver {
             Fact::WantMembers { reply } => {
                 let _ = reply.send(self.core.members());
             }
+            Fact::WantKeepers { upstream, reply } => {
+                let _ = reply.send(self.core.login_keepers(&upstream));
+            }
             Fact::Opened {
                 blob,
                 kind,
@@ -369,6 +382,8 @@ impl Driver {
                 self.event(Event::Dropped { blob, have });
             }
             Fact::TagAsked { key, result } => {
+                let spared = self.parts.origins.spared(&key.upstream);
+                let known = self.known_tag(&key).map(|(record, _)| record);
                 let result = match result {
                     Ok(digest) => {
                         let asked_by = NodeId(self.parts.key.verifying_key().to_bytes());
@@ -377,7 +392,11 @@ impl Driver {
                             asked_at: unix_seconds(),
                             asked_by,
                         };
-                        self.remember_tag(&key, &record);
+                        // Where the origin is spared, the exchange decides what is to be remembered.
+                        let same = known.as_ref().is_some_and(|known| known.digest == digest);
+                        if spared.is_none() || same {
+                            self.remember_tag(&key, &record);
+                        }
                         Ok(record)
                     }
                     Err(error) => {
@@ -390,13 +409,13 @@ impl Driver {
                         Err((&error).into())
                     }
                 };
-                let known = self.known_tag(&key).map(|(record, _)| record);
                 let imported = self.parts.store.import(&key).map(Box::new);
                 self.event(Event::TagAsked {
                     key,
                     result,
                     known,
                     imported,
+                    spared,
                 });
             }
         }
@@ -424,8 +443,14 @@ impl Driver {
     fn network(&mut self, event: NetworkEvent) {
         match event {
             NetworkEvent::Connected(peer) => self.event(Event::Connected(peer)),
-            NetworkEvent::Disconnected(peer) => self.event(Event::Disconnected(peer)),
-            NetworkEvent::Unreachable(peer) => self.event(Event::Unreachable(peer)),
+            NetworkEvent::Disconnected(peer) => {
+                self.parts.logins.gone(peer);
+                self.event(Event::Disconnected(peer));
+            }
+            NetworkEvent::Unreachable(peer) => {
+                self.parts.logins.gone(peer);
+                self.event(Event::Unreachable(peer));
+            }
             NetworkEvent::DialFailed(address, reason) => {
                 tracing::debug!("cannot connect to {address}: {reason}");
             }
@@ -459,6 +484,24 @@ impl Driver {
                     self.remember_import(&key, &record);
                 }
             }
+            NetworkEvent::Message {
+                from,
+                message:
+                    Message::AskToken {
+                        id,
+                        key,
+                        rejected,
+                        anonymous,
+                    },
+            } => logins::answer(&self.parts, from, id, key, rejected, anonymous),
+            NetworkEvent::Message {
+                from,
+                message: Message::Token { id, answer },
+            } => self.parts.logins.answered(from, id, answer),
+            NetworkEvent::Message {
+                message: Message::OfferToken { key, token },
+                ..
+            } => self.parts.origins.take_token(key, token),
             NetworkEvent::Message { from, message } => {
                 self.event(Event::Message { from, message });
             }
@@ -728,7 +771,8 @@ impl Driver {
                         upstream: key.upstream.clone(),
                         repository: key.repository.clone(),
                     };
-                    let result = parts.origins.resolve_tag(&hint, &key.tag).await;
+                    let known = parts.store.tag(&key).is_some();
+                    let result = parts.origins.resolve_tag(&hint, &key.tag, known).await;
                     let _ = parts.facts.send(Fact::TagAsked { key, result }).await;
                 });
             }
@@ -837,6 +881,7 @@ impl Driver {
             metrics.store_bytes.set(usage.bytes_used);
             metrics.store_blobs.set(usage.blobs as u64);
         }
+        metrics.set_allowances(self.parts.origins.allowances());
     }
 
     fn node_stats(&self) -> NodeStats {
@@ -885,6 +930,7 @@ impl Driver {
             members_alive: self.core.members().len() as u64,
             members_down: self.members_down,
             origin_streams: self.reads.len() as u64,
+            allowances: parts.origins.allowances(),
             blobs_omitted: 0,
         }
     }

@@ -14,7 +14,7 @@ use std::{
 
 use shoal_protocol::time::{Duration, Time};
 
-use crate::stats::{OriginStats, SourceBytes};
+use crate::stats::{AllowanceStats, OriginStats, SourceBytes};
 
 /// How far back rates look. Long enough to be steady at 4 MiB a chunk, short enough to show a
 /// stall while it lasts.
@@ -169,6 +169,7 @@ pub struct Metrics {
     pub store_blobs: Gauge,
     mirror_requests: [Counter; MIRROR_CODES.len() + 1],
     origin_requests: [Counter; OriginOutcome::ALL.len()],
+    allowances: Mutex<Vec<AllowanceStats>>,
     rates: Mutex<RateWindow>,
 }
 
@@ -191,6 +192,14 @@ impl Metrics {
     /// Counts a request to an origin by how it ended.
     pub fn origin_request(&self, outcome: OriginOutcome) {
         self.origin_requests[outcome as usize].increment();
+    }
+
+    /// Replaces what registries have said that they still give.
+    pub fn set_allowances(&self, allowances: Vec<AllowanceStats>) {
+        *self
+            .allowances
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = allowances;
     }
 
     /// Bytes by source since the start.
@@ -258,6 +267,26 @@ impl Metrics {
                 let count = self.origin_requests[*outcome as usize].get();
                 (format!("outcome=\"{name}\""), count)
             }),
+        );
+        let allowances = self
+            .allowances
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let by_upstream = |value: fn(&AllowanceStats) -> u64| {
+            let samples = allowances.iter();
+            samples.map(move |said| (format!("upstream=\"{}\"", said.upstream), value(said)))
+        };
+        out.family(
+            "shoal_origin_pulls_limit",
+            "gauge",
+            "Pulls that a registry gives in its window, where it says so.",
+            by_upstream(|said| said.limit),
+        );
+        out.family(
+            "shoal_origin_pulls_remaining",
+            "gauge",
+            "How many of them were left when it last said so.",
+            by_upstream(|said| said.remaining),
         );
         out.family(
             "shoal_packing_seconds_total",

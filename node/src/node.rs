@@ -22,7 +22,7 @@ use crate::{
     clock::{Clock, unix_seconds},
     cluster::{Admission, ClusterError, ClusterKey, Identity, Ticket},
     config::Config,
-    driver::{Driver, FACTS_MAX, Parts, Tallies},
+    driver::{Driver, FACTS_MAX, Keepers, Logins, Parts, Tallies},
     handle::Handle,
     http,
     metrics::Metrics,
@@ -127,6 +127,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Node
     let origins = Origins::new(OriginsConfig {
         upstreams: config.origins,
         docker_config: config.docker_config,
+        reserve: config.origin_reserve,
     })?;
     let gate = Gate::new(&config.access, origins.clone())?.map(Arc::new);
     let certificates = match &config.mirror_tls {
@@ -194,12 +195,15 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Node
     let metrics = Arc::new(Metrics::default());
     let (facts, facts_in) = mpsc::channel(FACTS_MAX);
     let (demands, demands_in) = mpsc::channel(DEMANDS_MAX);
+    let logins = Logins::new(facts.clone(), network.clone());
+    origins.join(Arc::new(Keepers(Arc::clone(&logins))));
     let parts = Arc::new(Parts {
         clock,
         directory,
         network: network.clone(),
         store: store.clone(),
         origins,
+        logins,
         key: identity.signing_key(),
         packer: Packer::new(Arc::clone(&metrics)),
         metrics: Arc::clone(&metrics),

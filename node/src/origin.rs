@@ -14,7 +14,9 @@
 
 mod access;
 mod address;
+mod allowance;
 mod asking;
+mod batches;
 mod body;
 mod breaker;
 mod challenge;
@@ -36,6 +38,7 @@ mod place;
 mod refusal;
 mod registry;
 mod retry_after;
+mod sharing;
 mod site;
 mod storage;
 #[cfg(test)]
@@ -45,7 +48,7 @@ mod transport;
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use bytes::Bytes;
@@ -59,20 +62,28 @@ use shoal_protocol::{
 
 pub use self::{
     access::Access,
+    allowance::Reserve,
     config::{Credentials, OriginConfigError, OriginSpec, OriginsConfig, Secret},
     error::OriginError,
 };
 pub(crate) use self::{
     access::{Gate, NoPass, Pass},
     permission::{Object, Refusal, Told},
+    sharing::Cluster,
 };
 use self::{
+    allowance::Allowances,
+    batches::Batches,
+    grants::Grants,
     limits::{PUBLIC_MAX, TAG_TIMEOUT},
     loans::{Loan, Loans},
     place::{Place, Source},
     transport::Transport,
 };
-use crate::{clock::Clock, stats::OriginStats};
+use crate::{
+    clock::Clock,
+    stats::{AllowanceStats, OriginStats},
+};
 
 /// All origins of this node. Cheap to clone; clones share connections and logins.
 #[derive(Clone)]
@@ -87,8 +98,18 @@ struct Shared {
     docker_config: Option<PathBuf>,
     /// For upstreams without authorities of their own.
     transport: Arc<Transport>,
-    loans: Arc<Loans>,
     clock: Clock,
+    common: Arc<Common>,
+}
+
+/// What all registries share.
+struct Common {
+    grants: Arc<Grants>,
+    loans: Arc<Loans>,
+    batches: Arc<Batches>,
+    /// The other members, where there can be any.
+    cluster: OnceLock<Arc<dyn Cluster>>,
+    allowances: Allowances,
 }
 
 /// A blob's bytes on their way from an origin.
@@ -108,13 +129,20 @@ pub struct OriginBody {
 impl Origins {
     /// Reads certificate files and sets up clients. Nothing is connected to yet.
     pub fn new(config: OriginsConfig) -> Result<Self, OriginConfigError> {
+        let clock = Clock::start();
         let mut shared = Shared {
             configured: BTreeMap::new(),
             public: Mutex::default(),
             docker_config: config.docker_config,
             transport: Arc::new(Transport::new(&[]).map_err(OriginConfigError::Client)?),
-            loans: Arc::default(),
-            clock: Clock::start(),
+            clock,
+            common: Arc::new(Common {
+                grants: Grants::new(clock),
+                loans: Arc::default(),
+                batches: Arc::default(),
+                cluster: OnceLock::new(),
+                allowances: Allowances::new(clock, config.reserve),
+            }),
         };
         for (upstream, specs) in config.upstreams {
             let places = Place::configured(&upstream, specs, &shared)?;
@@ -127,12 +155,21 @@ impl Origins {
 
     /// What a tag names now: asked by HEAD, which costs nothing at registries that count pulls;
     /// by GET, and the manifest hashed, where HEAD is not answered with a digest.
-    pub async fn resolve_tag(&self, hint: &Hint, tag: &Tag) -> Result<Digest, OriginError> {
-        self.first(hint, tag.clone(), |place, hint, tag| {
+    ///
+    /// # Errors
+    /// [`OriginError::Throttled`] where the tag is `known` here, and a GET would cost one of the pulls
+    /// that are kept in [`Reserve`].
+    pub async fn resolve_tag(
+        &self,
+        hint: &Hint,
+        tag: &Tag,
+        known: bool,
+    ) -> Result<Digest, OriginError> {
+        self.first(hint, (tag.clone(), known), |place, hint, (tag, known)| {
             async move {
                 let asked = async {
                     match place.source(&hint) {
-                        Source::Registry(registry) => registry.resolve_tag(&tag).await,
+                        Source::Registry(registry) => registry.resolve_tag(&tag, known).await,
                         Source::Storage(storage) => storage.resolve_tag(&hint, &tag).await,
                     }
                 };
@@ -262,6 +299,16 @@ impl Origins {
         public.unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Why an upstream's content is read only where nothing else can serve, if it is so now.
+    pub(crate) fn spared(&self, upstream: &Upstream) -> Option<String> {
+        self.shared.common.allowances.spared(upstream)
+    }
+
+    /// How many pulls registries have said that they still give.
+    pub(crate) fn allowances(&self) -> Vec<AllowanceStats> {
+        self.shared.common.allowances.stats()
+    }
+
     /// Whether the upstream has more than one origin, so that what one does not give another may.
     pub(crate) fn has_several(&self, upstream: &Upstream) -> bool {
         let places = self.shared.configured.get(upstream);
@@ -284,6 +331,6 @@ impl Origins {
     /// Lets this node read a repository with a client's `Authorization` where its own login is not
     /// enough, until the loan is dropped.
     fn lend(&self, hint: Hint, header: HeaderValue) -> Loan {
-        self.shared.loans.lend(hint, header)
+        self.shared.common.loans.lend(hint, header)
     }
 }

@@ -120,6 +120,26 @@ pub struct StoreStats {
     pub free_bytes: u64,
 }
 
+/// How many pulls a registry has said that it still gives.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AllowanceStats {
+    /// The upstream.
+    pub upstream: String,
+    /// Pulls that it gives in its window.
+    pub limit: u64,
+    /// How many of them are left.
+    pub remaining: u64,
+    /// The length of the window in seconds.
+    pub window_seconds: u64,
+    /// Whose pulls it counts, in its words: an address, or a user.
+    pub source: Option<String>,
+    /// How long ago it said so, in seconds.
+    pub age_seconds: u64,
+    /// Whether no more than the reserve is left.
+    pub spared: bool,
+}
+
 /// What one node says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -159,6 +179,9 @@ pub struct NodeStats {
     pub members_down: u64,
     /// Origin streams open now.
     pub origin_streams: u64,
+    /// What registries have said that they still give.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allowances: Vec<AllowanceStats>,
     /// Blobs left out of `blobs` to keep the answer within a message; the smallest ones.
     pub blobs_omitted: usize,
 }
@@ -259,6 +282,8 @@ pub struct SwarmStats {
     pub origin_copies: Option<f64>,
     /// The origins of all members, those of an upstream in their order.
     pub origins: Vec<SwarmOrigin>,
+    /// What registries still give, as the member that heard from each last says.
+    pub allowances: Vec<AllowanceStats>,
     /// Who is banned by whom.
     pub banned: Vec<SwarmBan>,
     /// Ids of members that pull at less than half of the median rate of all that pull.
@@ -296,6 +321,7 @@ impl SwarmStats {
         let banned = merge_bans(&members);
         let origins = merge_origins(&members);
         let slow = slow_members(&members);
+        let allowances = merge_allowances(&members);
         for member in &mut members {
             member.blobs.clear();
         }
@@ -309,6 +335,7 @@ impl SwarmStats {
             offload_ratio: bytes.offload_ratio(),
             origin_copies,
             origins,
+            allowances,
             banned,
             slow,
         }
@@ -396,6 +423,19 @@ fn merge_origins(members: &[NodeStats]) -> Vec<SwarmOrigin> {
     merged
 }
 
+fn merge_allowances(members: &[NodeStats]) -> Vec<AllowanceStats> {
+    let mut merged = BTreeMap::<&str, &AllowanceStats>::new();
+    for allowance in members.iter().flat_map(|member| &member.allowances) {
+        let newest = merged.entry(&allowance.upstream).or_insert(allowance);
+        // Of those of one second the one that knows of more pulls.
+        let order = |said: &AllowanceStats| (said.age_seconds, said.remaining);
+        if order(allowance) < order(newest) {
+            *newest = allowance;
+        }
+    }
+    merged.into_values().cloned().collect()
+}
+
 fn slow_members(members: &[NodeStats]) -> Vec<String> {
     let pulling = || members.iter().filter(|member| member.pulls_active > 0);
     let mut rates: Vec<_> = pulling().map(|member| member.rates.fetched()).collect();
@@ -468,6 +508,23 @@ mod tests {
         assert_eq!(swarm.origin_copies, Some(2.0));
         let idle = SwarmStats::merge(vec![node("a", 0, 0, true)], 1);
         assert_eq!((idle.origin_copies, idle.offload_ratio), (None, None));
+    }
+
+    #[test]
+    fn what_a_registry_said_last_counts() {
+        let said = |id: &str, remaining, age_seconds| NodeStats {
+            allowances: vec![AllowanceStats {
+                upstream: "docker.io".into(),
+                remaining,
+                age_seconds,
+                ..AllowanceStats::default()
+            }],
+            ..node(id, 0, 0, true)
+        };
+        let nodes = vec![said("a", 76, 0), said("b", 75, 0), said("c", 9, 600)];
+        let allowances = SwarmStats::merge(nodes, 3).allowances;
+        assert_eq!(allowances.len(), 1);
+        assert_eq!(allowances[0].remaining, 75);
     }
 
     #[test]

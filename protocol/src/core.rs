@@ -25,7 +25,7 @@ use crate::{
     digest::Digest,
     directory::{Directory, NodeId, NodeRecord, Peer},
     event::{Action, Event},
-    keeper::Keeper,
+    keeper::{self, Keeper},
     limits::{CHUNK_BYTES, CHUNK_BYTES_MIN},
     link::{Ewma, Rate},
     membership::{Membership, Output},
@@ -505,6 +505,7 @@ impl Core {
                 result,
                 known,
                 imported,
+                spared,
             } => {
                 self.tags.origin_said(
                     &mut self.ctx,
@@ -512,6 +513,7 @@ impl Core {
                     result,
                     known,
                     imported.map(|record| *record),
+                    spared,
                 );
             }
         }
@@ -736,7 +738,12 @@ impl Core {
             Message::Tag { key, answer } => self.tags.answered(ctx, from, key, answer),
 
             // The driver's own affair.
-            Message::TagImported { .. } | Message::AskStats { .. } | Message::Stats { .. } => {}
+            Message::TagImported { .. }
+            | Message::AskStats { .. }
+            | Message::Stats { .. }
+            | Message::AskToken { .. }
+            | Message::Token { .. }
+            | Message::OfferToken { .. } => {}
         }
     }
 
@@ -1336,6 +1343,13 @@ impl Core {
     /// How many live members there are, this node included.
     pub fn member_count(&self) -> usize {
         self.ctx.view.live().len() + 1
+    }
+
+    /// The members that keep an upstream's logins and come before this node in that, best first: whom
+    /// it asks before it logs in there. None where it is the keeper.
+    pub fn login_keepers(&self, upstream: &Upstream) -> Vec<Peer> {
+        let ranks = self.ctx.ranks(keeper::key(upstream)).into_iter();
+        ranks.take_while(|peer| *peer != self.ctx.me).collect()
     }
 
     /// The leases that this node works on: blob, first chunk not yet stored, end.

@@ -221,6 +221,9 @@ pub enum Event {
         known: Option<TagRecord>,
         /// What another node's operator has imported under it, for when nobody knows of an origin's word.
         imported: Option<Box<TagRecord>>,
+        /// Set where the origin is to be read only for what nothing else can serve, with the reason: a
+        /// tag that is known goes on naming what it named.
+        spared: Option<String>,
     },
 }
 

@@ -37,3 +37,10 @@ pub const ADDRESSES_MAX: usize = 8;
 
 /// Nodes that a steward remembers as holders of a complete blob.
 pub const PROVIDERS_MAX: usize = 64;
+
+/// The longest token that members share: a request's head with a longer one is refused by most
+/// servers (nginx takes 8 KiB in a line, Apache as much, Go's 1 MiB in all).
+pub const TOKEN_BYTES_MAX: usize = 16 << 10;
+
+/// The longest URL of a registry in a message.
+pub const REGISTRY_URL_BYTES_MAX: usize = 2048;

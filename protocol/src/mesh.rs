@@ -573,17 +573,11 @@ impl Mesh {
     /// receiver has itself, and so never tell it that we have all.
     pub(crate) fn finish(&mut self, ctx: &mut Ctx) {
         self.phase = Phase::Complete;
+        // Of a small blob this is known before the news that its last chunk is stored; a request that
+        // stayed on the books for ever would take the place of others.
+        self.have = Bitfield::full(self.have.len());
+        self.cancel_requests(ctx);
         self.verdict = None;
-        // That the last chunk is stored may be told only after the whole has been found right, when this
-        // mesh may be gone: its requests would count as outstanding for ever.
-        let flown: Vec<(u32, Peer)> = self
-            .flights
-            .iter()
-            .flat_map(|(chunk, flights)| flights.iter().map(|flight| (*chunk, flight.peer)))
-            .collect();
-        for (chunk, peer) in flown {
-            self.drop_flight(ctx, chunk, peer, false);
-        }
         let neighbours: Vec<Peer> = self.neighbours.keys().copied().collect();
         for peer in neighbours {
             self.offer(ctx, peer, true);

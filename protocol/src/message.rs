@@ -3,6 +3,8 @@
 //! Generic over how a node is named: [`Peer`] inside the machines, [`NodeRecord`] on the wire
 //! (see [`wire`](crate::wire)), so that whoever is told of a node can also reach it.
 
+use std::fmt;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -127,6 +129,66 @@ pub enum TagAnswer {
     Failed(TagFailure),
     /// No origin has said so: the operator of the node that the record names imported it, then.
     Imported(TagRecord),
+}
+
+/// A repository of one registry: what a token is good for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct TokenKey {
+    /// The upstream and the repository within it.
+    pub hint: Hint,
+    /// The URL of the registry that the upstream's content comes from, as the node that asks is
+    /// configured: a token goes to nobody who would send it elsewhere. Of at most
+    /// [`REGISTRY_URL_BYTES_MAX`](crate::limits::REGISTRY_URL_BYTES_MAX) bytes.
+    pub registry: String,
+}
+
+/// A registry's Bearer token, which lets who has it pull from one repository for a while.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    /// The token, of at most [`TOKEN_BYTES_MAX`](crate::limits::TOKEN_BYTES_MAX) bytes.
+    pub secret: String,
+    /// How long it will be accepted from now on, in milliseconds.
+    pub lifetime_ms: u32,
+    /// Whether it was got without credentials: it opens what is public.
+    pub anonymous: bool,
+}
+
+/// The BLAKE3 hash of a token: names it without giving it away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenHash(pub [u8; 32]);
+
+impl Token {
+    /// Its name.
+    pub fn hash(&self) -> TokenHash {
+        TokenHash::of(&self.secret)
+    }
+}
+
+impl TokenHash {
+    /// The name of the token with this text.
+    pub fn of(secret: &str) -> Self {
+        Self(*blake3::hash(secret.as_bytes()).as_bytes())
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Token")
+            .field("lifetime_ms", &self.lifetime_ms)
+            .field("anonymous", &self.anonymous)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An answer to a question for a token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TokenAnswer {
+    /// This one.
+    Granted(Token),
+    /// The keeper is logging in; another answer follows.
+    LoggingIn,
+    /// The keeper has none and gets none.
+    None,
 }
 
 /// A member as full membership lists carry it.
@@ -420,6 +482,33 @@ pub enum Message<P = Peer> {
         /// The JSON text.
         json: Bytes,
     },
+
+    // Keeper of an upstream's logins.
+    /// Asks the keeper of an upstream for a token.
+    AskToken {
+        /// Given back with the answer.
+        id: u64,
+        /// What it is to be good for.
+        key: TokenKey,
+        /// The token that the registry does not accept any more, where that is why one is needed.
+        rejected: Option<TokenHash>,
+        /// Whether one that was got without credentials will do: the sender has none either.
+        anonymous: bool,
+    },
+    /// The answer.
+    Token {
+        /// From the question.
+        id: u64,
+        /// The token, if there is one.
+        answer: TokenAnswer,
+    },
+    /// A token for the keeper to give to the others: it had none, and the sender has logged in.
+    OfferToken {
+        /// What it is good for.
+        key: TokenKey,
+        /// The token.
+        token: Token,
+    },
 }
 
 impl<P> Message<P> {
@@ -587,6 +676,19 @@ impl<P> Message<P> {
             Self::TagImported { key, record } => Message::TagImported { key, record },
             Self::AskStats { id } => Message::AskStats { id },
             Self::Stats { id, json } => Message::Stats { id, json },
+            Self::AskToken {
+                id,
+                key,
+                rejected,
+                anonymous,
+            } => Message::AskToken {
+                id,
+                key,
+                rejected,
+                anonymous,
+            },
+            Self::Token { id, answer } => Message::Token { id, answer },
+            Self::OfferToken { key, token } => Message::OfferToken { key, token },
         }
     }
 }

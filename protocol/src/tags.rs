@@ -37,8 +37,8 @@ pub(crate) struct Tags {
     questions: BTreeMap<TagKey, Question>,
     /// Questions to the origin under way, and the peers that wait for the answer.
     asking: BTreeMap<TagKey, BTreeSet<Peer>>,
-    /// What the origin said lately.
-    fresh: BTreeMap<TagKey, (TagRecord, Time)>,
+    /// What was answered lately, after the origin was asked.
+    fresh: BTreeMap<TagKey, (TagAnswer, Time)>,
 }
 
 /// Answers remembered at most; the oldest go first when there are more.
@@ -128,10 +128,10 @@ impl Tags {
 
     /// A peer asks.
     pub(crate) fn asked(&mut self, ctx: &mut Ctx, from: Peer, key: TagKey) {
-        if let Some((record, at)) = self.fresh.get(&key)
+        if let Some((answer, at)) = self.fresh.get(&key)
             && ctx.now.since(*at) < ctx.config.tag_ttl
         {
-            let answer = TagAnswer::Fresh(record.clone());
+            let answer = answer.clone();
             ctx.send(from, Message::Tag { key, answer });
             return;
         }
@@ -154,6 +154,7 @@ impl Tags {
         result: Result<TagRecord, TagFailure>,
         known: Option<TagRecord>,
         imported: Option<TagRecord>,
+        spared: Option<String>,
     ) {
         let own = imported.clone().filter(|record| {
             record.asked_by == ctx.directory.id(ctx.me)
@@ -162,13 +163,20 @@ impl Tags {
                     .is_none_or(|known| known.asked_at <= record.asked_at)
         });
         let answer = match (result, known, own) {
-            (Ok(record), ..) => {
+            (Ok(record), known, _) => {
+                let known = known.or_else(|| self.remembered_by_others(&key));
+                let answer = match (known, spared) {
+                    (Some(known), Some(reason)) if known.digest != record.digest => {
+                        TagAnswer::Stale(known, reason)
+                    }
+                    _ => TagAnswer::Fresh(record),
+                };
                 if self.fresh.len() >= FRESH_MAX {
                     let ttl = ctx.config.tag_ttl;
                     self.fresh.retain(|_, (_, at)| ctx.now.since(*at) < ttl);
                 }
-                self.fresh.insert(key.clone(), (record.clone(), ctx.now));
-                TagAnswer::Fresh(record)
+                self.fresh.insert(key.clone(), (answer.clone(), ctx.now));
+                answer
             }
             // This node's own operator vouches for it.
             (Err(TagFailure::Unreachable(_) | TagFailure::Throttled(_)), _, Some(record)) => {
@@ -218,6 +226,14 @@ impl Tags {
                 self.questions.remove(&key);
                 ctx.act(Action::TagResolved { key, answer });
             }
+        }
+    }
+
+    /// What those who were asked remember of a tag alike.
+    fn remembered_by_others(&self, key: &TagKey) -> Option<TagRecord> {
+        match agreed(&self.questions.get(key)?.answers)? {
+            TagAnswer::Stale(record, _) => Some(record),
+            TagAnswer::Fresh(_) | TagAnswer::Imported(_) | TagAnswer::Failed(_) => None,
         }
     }
 

@@ -7,8 +7,11 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     directory::{Directory, Peer},
-    limits::{ADDRESSES_MAX, CHUNK_BYTES, CONTROL_FRAME_BYTES_MAX, MEMBER_PAGE_MAX},
-    message::{ChunkHeader, Message, WireMessage},
+    limits::{
+        ADDRESSES_MAX, CHUNK_BYTES, CONTROL_FRAME_BYTES_MAX, MEMBER_PAGE_MAX,
+        REGISTRY_URL_BYTES_MAX, TOKEN_BYTES_MAX,
+    },
+    message::{ChunkHeader, Message, TokenAnswer, WireMessage},
 };
 
 /// The version of every encoding that this build writes.
@@ -98,6 +101,20 @@ pub fn decode_message(bytes: &[u8], directory: &Directory) -> Result<Message<Pee
     {
         return Err(WireError::OutOfBounds("member page"));
     }
+    if let Message::AskToken { key, .. } | Message::OfferToken { key, .. } = &message
+        && key.registry.len() > REGISTRY_URL_BYTES_MAX
+    {
+        return Err(WireError::OutOfBounds("registry URL"));
+    }
+    if let Message::OfferToken { token, .. }
+    | Message::Token {
+        answer: TokenAnswer::Granted(token),
+        ..
+    } = &message
+        && token.secret.len() > TOKEN_BYTES_MAX
+    {
+        return Err(WireError::OutOfBounds("token"));
+    }
     Ok(message.map_peers(|record| directory.intern(&record)))
 }
 
@@ -111,4 +128,75 @@ pub fn decode_chunk_header(bytes: &[u8]) -> Result<ChunkHeader, WireError> {
         return Err(WireError::OutOfBounds("packed length"));
     }
     Ok(header)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{Hint, Token, TokenHash, TokenKey};
+
+    fn key(registry: &str) -> TokenKey {
+        TokenKey {
+            hint: Hint {
+                upstream: "registry.test".parse().unwrap(),
+                repository: "team/app".parse().unwrap(),
+            },
+            registry: registry.to_owned(),
+        }
+    }
+
+    fn token(len: usize) -> Token {
+        Token {
+            secret: "z".repeat(len),
+            lifetime_ms: 300_000,
+            anonymous: false,
+        }
+    }
+
+    fn there_and_back(message: &Message) -> Result<Message, WireError> {
+        let directory = Directory::new();
+        decode_message(&encode_message(message.clone(), &directory), &directory)
+    }
+
+    #[test]
+    fn tokens_arrive_as_they_were_sent_and_in_no_log() {
+        let question = Message::AskToken {
+            id: 7,
+            key: key("https://registry.test/"),
+            rejected: Some(TokenHash::of("old")),
+            anonymous: true,
+        };
+        let offer = Message::OfferToken {
+            key: key("https://registry.test/"),
+            token: token(TOKEN_BYTES_MAX),
+        };
+        let answers = [
+            TokenAnswer::Granted(token(2)),
+            TokenAnswer::LoggingIn,
+            TokenAnswer::None,
+        ];
+        let answers = answers.map(|answer| Message::Token { id: 7, answer });
+        for message in answers.into_iter().chain([question, offer]) {
+            assert_eq!(there_and_back(&message).unwrap(), message);
+            assert!(!format!("{message:?}").contains("zz"), "{message:?}");
+        }
+    }
+
+    #[test]
+    fn tokens_and_urls_beyond_their_bounds_are_refused() {
+        let offer = |registry: &str, len| Message::OfferToken {
+            key: key(registry),
+            token: token(len),
+        };
+        let answer = Message::Token {
+            id: 7,
+            answer: TokenAnswer::Granted(token(TOKEN_BYTES_MAX + 1)),
+        };
+        let long = "r".repeat(REGISTRY_URL_BYTES_MAX + 1);
+        let url = offer(&long, 1);
+        for message in [offer("r", TOKEN_BYTES_MAX + 1), answer, url] {
+            let refused = there_and_back(&message);
+            assert!(matches!(refused, Err(WireError::OutOfBounds(_))));
+        }
+    }
 }

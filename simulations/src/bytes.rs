@@ -142,6 +142,8 @@ pub(crate) fn on_the_wire(message: &Message) -> u64 {
         Message::Tag { .. } | Message::TagImported { .. } => 200,
         Message::MembersHash(_) | Message::AskStats { .. } => 9,
         Message::Stats { json, .. } => 9 + 5 + json.len() as u64,
+        Message::AskToken { .. } => 160,
+        Message::Token { .. } | Message::OfferToken { .. } => 2000,
     };
     FRAMING + HEAD + body
 }

@@ -1,8 +1,9 @@
 //! An origin that misbehaves on request: a small registry inside the test process.
 //!
-//! It serves one image on an address of the loopback; blob bytes are generated as they are sent,
+//! It serves an image, or one in each of several repositories, on an address of the loopback; blob bytes are generated as they are sent,
 //! so that images of any size need no memory. What it does wrong is a [`Faults`].
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -16,8 +17,8 @@ use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
 use hyper::body::{Body, Frame, SizeHint};
 use hyper::header::{
-    ACCEPT_RANGES, CONTENT_RANGE, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RANGE,
-    RETRY_AFTER,
+    ACCEPT_RANGES, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION,
+    RANGE, RETRY_AFTER, WWW_AUTHENTICATE,
 };
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -47,7 +48,16 @@ pub(crate) struct Faults {
     pub(crate) bytes_per_second: Option<u64>,
     /// Redirects requests for blobs to URLs that end after so long, and bodies with them.
     pub(crate) presigned: Option<Duration>,
+    /// Answers so many requests for manifests, HEAD as GET, and the others with 429; says each time how
+    /// many are left, as Docker Hub does.
+    pub(crate) manifests_max: Option<usize>,
+    /// Wants a token for each repository, from a realm of its own that has one user, [`LOGIN`]; the tokens
+    /// live for so long.
+    pub(crate) token_lifetime: Option<Duration>,
 }
+
+/// The name and password of an origin's one user, as HTTP's Basic scheme has them.
+pub(crate) const LOGIN: &str = "cHVsbGVyOnMzY3JldA==";
 
 /// The origin. Dropping it closes its port and every connection.
 pub(crate) struct FakeOrigin {
@@ -57,7 +67,9 @@ pub(crate) struct FakeOrigin {
 }
 
 struct Shared {
-    image: Image,
+    address: SocketAddr,
+    /// Repositories, with what is in each under [`TAG`].
+    images: Vec<(String, Image)>,
     faults: Faults,
     /// When the first blob was asked for.
     first_blob: OnceLock<Instant>,
@@ -66,6 +78,9 @@ struct Shared {
     started: Instant,
     /// Bodies that broke off because their URL had ended.
     ended: AtomicUsize,
+    manifests_left: AtomicUsize,
+    /// Tokens that were given: the scopes, and the end of each.
+    tokens: Mutex<HashMap<String, (Vec<String>, Instant)>>,
     /// When the next frame may leave, where the rate is limited.
     next_frame: Mutex<Option<Instant>>,
     log: Mutex<Vec<Entry>>,
@@ -80,13 +95,21 @@ struct Entry {
 impl FakeOrigin {
     /// Serves `image` with these faults.
     pub(crate) fn serving(image: &Image, faults: Faults) -> Self {
+        Self::serving_all(vec![(REPOSITORY.to_owned(), image.clone())], faults)
+    }
+
+    /// Serves an image in each of these repositories.
+    pub(crate) fn serving_all(images: Vec<(String, Image)>, faults: Faults) -> Self {
         let address = SocketAddr::new(Place::loopback().address.into(), ORIGIN_PORT);
         let shared = Arc::new(Shared {
-            image: image.clone(),
+            address,
+            images,
             first_blob: OnceLock::new(),
             cuts_left: faults.cuts.into(),
             started: clock::now(),
             ended: AtomicUsize::new(0),
+            manifests_left: faults.manifests_max.unwrap_or_default().into(),
+            tokens: Mutex::default(),
             faults,
             next_frame: Mutex::new(None),
             log: Mutex::new(Vec::new()),
@@ -177,7 +200,15 @@ impl Shared {
             .get(RANGE)
             .and_then(|value| value.to_str().ok());
         let written = Arc::new(AtomicU64::new(0));
-        let response = self.route(request.method(), path, range, &written);
+        let header = request.headers().get(AUTHORIZATION);
+        let authorization = header.and_then(|value| value.to_str().ok());
+        let response = if path == "/token" {
+            self.token(request.uri().query().unwrap_or_default(), authorization)
+        } else if let Some(scope) = self.scope_wanted(path, authorization) {
+            self.challenge(&scope)
+        } else {
+            self.route(request.method(), path, range, &written)
+        };
         let access = Access {
             method: request.method().to_string(),
             path: path.to_owned(),
@@ -201,10 +232,17 @@ impl Shared {
         if matches!(path, "/v2/" | "/v2") {
             return reply(StatusCode::OK, &[], Reply::text("{}"));
         }
-        let manifest = &self.image.manifest;
-        let rest = path
-            .strip_prefix(&format!("/v2/{REPOSITORY}/"))
-            .unwrap_or_default();
+        if let Some(signed) = path.strip_prefix("/store/") {
+            return self.signed_blob(method, signed, range, written);
+        }
+        let found = self.images.iter().find_map(|(repository, image)| {
+            let rest = path.strip_prefix(&format!("/v2/{repository}/"))?;
+            Some((image, rest))
+        });
+        let Some((image, rest)) = found else {
+            return reply(StatusCode::NOT_FOUND, &[], Reply::text(r#"{"errors":[]}"#));
+        };
+        let manifest = &image.manifest;
         if let Some(name) = rest.strip_prefix("manifests/")
             && (name == TAG || name == manifest.digest)
         {
@@ -215,14 +253,26 @@ impl Shared {
                     &manifest.digest,
                 ),
             ];
-            let body = self.body(method, manifest, 0..manifest.size(), false, None, written);
-            return reply(StatusCode::OK, &headers, body);
-        }
-        if let Some(signed) = path.strip_prefix("/store/") {
-            return self.signed_blob(method, signed, range, written);
+            let within = self.faults.manifests_max.is_none() || take_one(&self.manifests_left);
+            let mut response = if within {
+                let body = self.body(method, manifest, 0..manifest.size(), false, None, written);
+                reply(StatusCode::OK, &headers, body)
+            } else {
+                let body = Reply::text(r#"{"errors":[{"code":"TOOMANYREQUESTS"}]}"#);
+                reply(StatusCode::TOO_MANY_REQUESTS, &[(RETRY_AFTER, "1")], body)
+            };
+            if let Some(max) = self.faults.manifests_max {
+                let left = self.manifests_left.load(Ordering::Relaxed);
+                for (name, count) in [("ratelimit-limit", max), ("ratelimit-remaining", left)] {
+                    let value = format!("{count};w=21600").parse();
+                    let value = value.expect("numbers are values");
+                    response.headers_mut().insert(name, value);
+                }
+            }
+            return response;
         }
         let named = |blob: &&Blob| rest.strip_prefix("blobs/") == Some(&blob.digest);
-        match self.image.blobs.iter().find(named) {
+        match image.blobs.iter().find(named) {
             Some(blob) if self.faults.presigned.is_some() => {
                 let life = self.faults.presigned.unwrap_or_default();
                 let end = self.started.elapsed() + life;
@@ -249,7 +299,8 @@ impl Shared {
     ) -> Response<Reply> {
         let found = signed.split_once("/blobs/").and_then(|(end, digest)| {
             let end = self.started + Duration::from_millis(end.parse().ok()?);
-            let blob = self.image.blobs.iter().find(|blob| blob.digest == digest)?;
+            let mut blobs = self.images.iter().flat_map(|(_, image)| &image.blobs);
+            let blob = blobs.find(|blob| blob.digest == digest)?;
             Some((end, blob))
         });
         match found {
@@ -262,6 +313,49 @@ impl Shared {
                 Reply::text("Request has expired"),
             ),
         }
+    }
+
+    /// What the realm gives, by a question's query and who asks.
+    fn token(&self, query: &str, authorization: Option<&str>) -> Response<Reply> {
+        let Some(lifetime) = self.faults.token_lifetime else {
+            return reply(StatusCode::NOT_FOUND, &[], Reply::text(""));
+        };
+        if authorization != Some(&format!("Basic {LOGIN}")) {
+            return reply(StatusCode::UNAUTHORIZED, &[], Reply::text(""));
+        }
+        let fields = url::form_urlencoded::parse(query.as_bytes());
+        let scopes = fields.filter(|(name, _)| name == "scope");
+        let scopes = scopes.map(|(_, scope)| scope.into_owned()).collect();
+        let mut tokens = self.tokens.lock().expect("nobody panicked");
+        let token = format!("token-{}", tokens.len());
+        let end = clock::now() + lifetime;
+        tokens.insert(token.clone(), (scopes, end));
+        let seconds = lifetime.as_secs();
+        let body = format!(r#"{{"token":"{token}","expires_in":{seconds}}}"#);
+        reply(StatusCode::OK, &[], Reply::text(body))
+    }
+
+    /// The scope that a token is wanted for and that this header does not show.
+    fn scope_wanted(&self, path: &str, authorization: Option<&str>) -> Option<String> {
+        self.faults.token_lifetime?;
+        let path = path.strip_prefix("/v2/")?;
+        let mut ends = ["/manifests/", "/blobs/"].into_iter();
+        let end = ends.find_map(|part| path.find(part))?;
+        let scope = format!("repository:{}:pull", &path[..end]);
+        let token = authorization.and_then(|header| header.strip_prefix("Bearer "));
+        let tokens = self.tokens.lock().expect("nobody panicked");
+        let shown = token.and_then(|token| tokens.get(token));
+        let good =
+            |(scopes, end): &(Vec<String>, Instant)| scopes.contains(&scope) && clock::now() < *end;
+        (!shown.is_some_and(good)).then_some(scope)
+    }
+
+    fn challenge(&self, scope: &str) -> Response<Reply> {
+        let realm = format!("http://{}/token", self.address);
+        let challenge = format!(r#"Bearer realm="{realm}",service="tests",scope="{scope}""#);
+        let headers = [(WWW_AUTHENTICATE, challenge.as_str())];
+        let body = Reply::text(r#"{"errors":[{"code":"UNAUTHORIZED"}]}"#);
+        reply(StatusCode::UNAUTHORIZED, &headers, body)
     }
 
     fn blob(
@@ -424,11 +518,11 @@ struct Reply {
 }
 
 impl Reply {
-    fn text(text: &'static str) -> Self {
-        let frames = stream::iter((!text.is_empty()).then(|| Ok(Bytes::from(text)))).boxed();
+    fn text(text: impl Into<Bytes>) -> Self {
+        let text = text.into();
         Self {
             length: text.len() as u64,
-            frames,
+            frames: stream::iter((!text.is_empty()).then_some(Ok(text))).boxed(),
         }
     }
 }

@@ -46,6 +46,7 @@ pub(crate) struct Swarm {
     pub(crate) nodes: Vec<Node>,
     origin: String,
     key: ClusterKey,
+    arguments: Vec<String>,
 }
 
 impl Swarm {
@@ -59,12 +60,22 @@ impl Swarm {
         Self::start(&loopback(count), origin)
     }
 
+    /// As [`on_loopback`](Self::on_loopback), each with these arguments besides.
+    pub(crate) fn with_arguments(count: usize, origin: &str, arguments: &[&str]) -> Self {
+        Self::start_all(&loopback(count), origin, &[], arguments)
+    }
+
     /// As [`start`](Self::start); the first nodes get these values of `SHOAL_FAULT`.
     pub(crate) fn start_with_faults(places: &[Place], origin: &str, faults: &[&str]) -> Self {
+        Self::start_all(places, origin, faults, &[])
+    }
+
+    fn start_all(places: &[Place], origin: &str, faults: &[&str], arguments: &[&str]) -> Self {
         let mut swarm = Self {
             nodes: Vec::new(),
             origin: origin.to_owned(),
             key: ClusterKey::new(),
+            arguments: arguments.iter().map(ToString::to_string).collect(),
         };
         for (number, place) in places.iter().enumerate() {
             let seeds = places.iter().take(JOINED).enumerate();
@@ -83,7 +94,12 @@ impl Swarm {
 
     /// Of nodes that were started by themselves, of one cluster.
     pub(crate) fn of(nodes: Vec<Node>, origin: String, key: ClusterKey) -> Self {
-        let swarm = Self { nodes, origin, key };
+        let swarm = Self {
+            nodes,
+            origin,
+            key,
+            arguments: Vec::new(),
+        };
         swarm.wait_gathered();
         swarm
     }
@@ -109,6 +125,7 @@ impl Swarm {
         Options {
             origin: self.origin.clone(),
             cluster_key: Some(self.key.path()),
+            arguments: self.arguments.clone(),
             ..Options::default()
         }
     }

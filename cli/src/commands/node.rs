@@ -84,6 +84,10 @@ pub(crate) struct NodeArgs {
     /// How long its last known answer is given while the origin cannot be asked [default: 7d]
     #[arg(long, value_name = "TIME")]
     tag_stale: Option<String>,
+    /// Pulls to keep for what only the origin can serve, where a registry says how many it gives, as
+    /// Docker Hub does: a share of its limit, or a number [default: 10%]
+    #[arg(long, value_name = "PULLS")]
+    origin_reserve: Option<String>,
     /// Stop when stdin ends, so that no daemon outlives the program that started it.
     #[arg(long, hide = true)]
     exit_with_parent: bool,
@@ -170,6 +174,7 @@ impl NodeArgs {
             docker_config: self.docker_config,
             tag_ttl: self.tag_ttl,
             tag_stale: self.tag_stale,
+            origin_reserve: self.origin_reserve,
             log,
             origin: said(self.origin)
                 .map(|items| RawConfig::flag_lists("origin", &items))

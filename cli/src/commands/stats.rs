@@ -77,6 +77,21 @@ impl Display for Report<'_> {
         )?;
         sources(swarm, f)?;
         origins(swarm, f)?;
+        for said in &swarm.allowances {
+            writeln!(
+                f,
+                "{}: {} of {} pulls left in {}{}",
+                said.upstream,
+                said.remaining,
+                said.limit,
+                duration(said.window_seconds as f64),
+                if said.spared {
+                    ", kept for what nobody here has"
+                } else {
+                    ""
+                }
+            )?;
+        }
         blobs(swarm, f)?;
         for ban in &swarm.banned {
             writeln!(
@@ -238,7 +253,9 @@ fn blobs(swarm: &SwarmStats, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 
 #[cfg(test)]
 mod tests {
-    use shoal_node::stats::{BanStats, BlobStats, NodeStats, OriginStats, SourceBytes};
+    use shoal_node::stats::{
+        AllowanceStats, BanStats, BlobStats, NodeStats, OriginStats, SourceBytes,
+    };
 
     use super::*;
 
@@ -267,6 +284,14 @@ mod tests {
                 id: "bb".repeat(32),
                 blob: String::new(),
                 reason: "signed a wrong hash".into(),
+            }],
+            allowances: vec![AllowanceStats {
+                upstream: "docker.io".into(),
+                limit: 100,
+                remaining: 7,
+                window_seconds: 21_600,
+                spared: true,
+                ..AllowanceStats::default()
             }],
             ..NodeStats::default()
         };
@@ -303,6 +328,7 @@ mod tests {
             "aaaaaaaaaaaa  10.0.0.1:5004  2m05s  1.0 MB  7.0 MB",
             "peers   7.0 MB  87.5 %",
             "Offload: 87.5 %",
+            "docker.io: 7 of 100 pulls left in 6h00m, kept for what nobody here has",
             "and 10 smaller ones",
             "Banned: bbbbbbbbbbbb by 1 of 2: signed a wrong hash",
         ] {

@@ -46,6 +46,8 @@ pub struct RawConfig {
     pub tag_ttl: Option<String>,
     /// See [`Config::tag_stale`](super::Config::tag_stale).
     pub tag_stale: Option<String>,
+    /// See [`Config::origin_reserve`](super::Config::origin_reserve).
+    pub origin_reserve: Option<String>,
     /// See [`Config::log`](super::Config::log).
     pub log: Option<String>,
     /// Upstream to its URLs in order, in a file also to a single one; see
@@ -113,6 +115,7 @@ impl RawConfig {
             docker_config: one("docker_config")?,
             tag_ttl: one("tag_ttl")?,
             tag_stale: one("tag_stale")?,
+            origin_reserve: one("origin_reserve")?,
             log: one("log")?,
             origin: lists("origin")?,
             origin_ca: table("origin_ca")?,

@@ -27,6 +27,7 @@ fn with_nothing_said_a_node_mirrors_on_loopback() {
     assert_eq!(config.listen, ["0.0.0.0:5004".parse().unwrap()]);
     assert!(config.origins.is_empty() && config.join.is_empty());
     assert_eq!(config.log, "info");
+    assert_eq!(config.origin_reserve, Reserve::Percent(10));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, de};
 use shoal_protocol::reference::Upstream;
 use url::Url;
 
-use super::storage::BucketUrl;
+use super::{allowance::Reserve, storage::BucketUrl};
 
 /// Where this node finds the content of upstreams.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -19,6 +19,8 @@ pub struct OriginsConfig {
     /// docker's `config.json`, for the credentials of all others. A file that does not exist
     /// means no credentials.
     pub docker_config: Option<PathBuf>,
+    /// Pulls to keep, where a registry says how many it still gives.
+    pub reserve: Reserve,
 }
 
 /// One origin of a configured upstream.

@@ -47,12 +47,23 @@ pub(super) const PASSWORD_LIFETIME: Duration = Duration::from_mins(10);
 /// the time that a request may be under way, and clocks that run apart.
 pub(super) const TOKEN_RENEWAL_MARGIN: Duration = Duration::from_secs(20);
 
+/// Repositories in one login: each adds some 100 bytes to the token, which travels in each request's
+/// head, and servers refuse heads beyond 8 KiB.
+pub(super) const SCOPES_MAX: usize = 16;
+
+/// A token that the keeper of an upstream got itself is replaced on other members' word when it is so
+/// old: one that is refused at once would be again, and a member could have it log in without end.
+pub(super) const REPLACED_AFTER_MIN: Duration = Duration::from_secs(5);
+
 /// The largest answer of a token realm. Tokens with many claims have a few KiB.
 pub(super) const TOKEN_ANSWER_BYTES_MAX: u64 = 1 << 20;
 
 /// Repositories whose authorization is remembered. Clients choose repositories, so it is bounded;
 /// one that was forgotten costs one more request.
 pub(super) const GRANTS_MAX: usize = 4096;
+
+/// Upstreams of which it is remembered how many pulls they give; a handful of registries say so.
+pub(super) const ALLOWANCES_MAX: usize = 256;
 
 /// The longest pause that an origin can impose: beyond it, asking again is cheaper than an hour
 /// of pulls that fail because of one wrong header.

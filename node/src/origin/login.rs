@@ -22,53 +22,75 @@ use super::{
     transport::Request,
 };
 
-/// Gets what `challenge` asks for, to pull from the repository of `hint`.
+/// The credentials that this node has for a registry. The error is for people.
+pub(super) async fn credentials(site: &Site) -> Result<Option<Login>, String> {
+    credentials::find(
+        site.credentials.as_ref(),
+        site.docker_config.as_deref(),
+        &site.base,
+    )
+    .await
+}
+
+/// Gets what `challenge` asks for with these credentials, to pull from the repository of `hint`; a token
+/// is for all of `scopes`.
 pub(super) async fn login(
     site: &Site,
     hint: &Hint,
-    challenge: &Challenge,
+    challenge: Challenge,
+    scopes: &[String],
+    credentials: Result<Option<Login>, String>,
 ) -> Result<Granted, OriginError> {
     let host = site.base.host_str().unwrap_or_default();
     let subject = format!(
         "logging in to {host} for {}/{}",
         hint.upstream, hint.repository
     );
-    let found = credentials::find(
-        site.credentials.as_ref(),
-        site.docker_config.as_deref(),
-        &site.base,
-    )
-    .await;
     // Public content needs no credentials, so it goes on without; the operator hears of it, and
     // whoever is then refused is told why.
-    let (login, remark) = match found {
+    let (login, remark) = match credentials {
         Ok(login) => (login, None),
         Err(problem) => {
             tracing::warn!(upstream = %hint.upstream, problem, "goes on without credentials");
             (None, Some(problem))
         }
     };
-    let outcome = match challenge {
-        Challenge::Basic => basic(login, &subject, host),
+    let anonymous = login.is_none();
+    let outcome = match &challenge {
+        Challenge::Basic => {
+            basic(login, &subject, host).map(|(header, lifetime)| (header, Some(lifetime)))
+        }
         Challenge::Bearer { realm, service, .. } => {
-            let scope = challenge.pull_scope(&hint.repository);
-            token(site, realm, service.as_deref(), &scope, login, &subject).await
+            let token = token(site, realm, service.as_deref(), scopes, login, &subject).await;
+            token.map(|(header, lifetime)| (header, Some(lifetime)))
         }
     };
-    outcome.map_err(|error| match (error, remark) {
-        (OriginError::Denied(text), Some(remark)) => {
-            OriginError::Denied(format!("{text}; {remark}"))
+    match (outcome, remark) {
+        (Ok((header, lifetime)), _) => Ok(Granted {
+            header,
+            lifetime,
+            challenge: Some(challenge),
+            anonymous,
+            of_member: false,
+            batched: false,
+        }),
+        (Err(OriginError::Denied(text)), Some(remark)) => {
+            Err(OriginError::Denied(format!("{text}; {remark}")))
         }
-        (error, _) => error,
-    })
+        (Err(error), _) => Err(error),
+    }
 }
 
-fn basic(login: Option<Login>, subject: &str, host: &str) -> Result<Granted, OriginError> {
+fn basic(
+    login: Option<Login>,
+    subject: &str,
+    host: &str,
+) -> Result<(HeaderValue, Duration), OriginError> {
     match login {
-        Some(Login::Password { username, password }) => Ok(Granted {
-            header: basic_header(&username, &password, subject)?,
-            lifetime: Some(PASSWORD_LIFETIME),
-        }),
+        Some(Login::Password { username, password }) => {
+            let header = basic_header(&username, &password, subject)?;
+            Ok((header, PASSWORD_LIFETIME))
+        }
         Some(Login::RefreshToken(_)) | None => Err(OriginError::Denied(format!(
             "{subject}: it asks for a user name and password and none are known; run `docker \
              login {host}` as the user that the daemon runs as, or configure credentials for the \
@@ -81,20 +103,27 @@ async fn token(
     site: &Site,
     realm: &str,
     service: Option<&str>,
-    scope: &str,
+    scopes: &[String],
     login: Option<Login>,
     subject: &str,
-) -> Result<Granted, OriginError> {
+) -> Result<(HeaderValue, Duration), OriginError> {
     let mut url = Url::parse(realm).map_err(|problem| {
         OriginError::Invalid(format!(
             "{subject}: its token realm `{realm}` is no URL: {problem}"
         ))
     })?;
     let mut headers = HeaderMap::new();
-    let mut fields = vec![("scope", scope)];
-    fields.extend(service.map(|service| ("service", service)));
+    let mut fields: Vec<(&str, &str)> = service
+        .map(|service| ("service", service))
+        .into_iter()
+        .collect();
+    let scopes = scopes.iter().map(String::as_str);
     let form = if let Some(Login::RefreshToken(refresh_token)) = &login {
+        // One field with spaces (RFC 6749, section 3.3), where the query has one for each.
+        let scopes: Vec<&str> = scopes.collect();
+        let scopes = scopes.join(" ");
         fields.extend([
+            ("scope", scopes.as_str()),
             ("grant_type", "refresh_token"),
             ("client_id", "shoal"),
             ("refresh_token", refresh_token),
@@ -106,6 +135,7 @@ async fn token(
             fields.push(("account", username));
             headers.insert(AUTHORIZATION, basic_header(username, password, subject)?);
         }
+        fields.extend(scopes.map(|scope| ("scope", scope)));
         url.query_pairs_mut().extend_pairs(fields);
         None
     };
@@ -144,16 +174,19 @@ async fn token(
     })
 }
 
-/// The token of a realm's answer, in either spelling, and its life.
-fn read_answer(answer: &[u8]) -> Option<Granted> {
+/// The header with the token of a realm's answer, which has two spellings, and its life.
+fn read_answer(answer: &[u8]) -> Option<(HeaderValue, Duration)> {
     let answer: serde_json::Value = serde_json::from_slice(answer).ok()?;
     let text = |field: &str| answer[field].as_str().filter(|text| !text.is_empty());
     let token = text("token").or(text("access_token"))?;
     let lifetime = answer["expires_in"].as_u64().filter(|seconds| *seconds > 0);
-    Some(Granted {
-        header: secret_header(&format!("Bearer {token}"))?,
-        lifetime: Some(lifetime.map_or(TOKEN_LIFETIME_DEFAULT, Duration::from_secs)),
-    })
+    let lifetime = lifetime.map_or(TOKEN_LIFETIME_DEFAULT, Duration::from_secs);
+    Some((bearer_header(token)?, lifetime))
+}
+
+/// The header that shows a token; none for what cannot be one.
+pub(super) fn bearer_header(token: &str) -> Option<HeaderValue> {
+    secret_header(&format!("Bearer {token}")).filter(|_| !token.is_empty())
 }
 
 fn basic_header(username: &str, password: &str, subject: &str) -> Result<HeaderValue, OriginError> {
@@ -178,9 +211,9 @@ mod tests {
             username: "AWS".to_owned(),
             password: "token".to_owned(),
         };
-        let granted = basic(Some(login), "reading", "registry.test").unwrap();
+        let (_, lifetime) = basic(Some(login), "reading", "registry.test").unwrap();
         let ecr = Duration::from_hours(12);
-        assert!(granted.lifetime.is_some_and(|lifetime| lifetime < ecr / 12));
+        assert!(lifetime < ecr / 12);
     }
 
     #[test]
@@ -194,9 +227,9 @@ mod tests {
                 60,
             ),
         ] {
-            let granted = read_answer(answer.as_bytes()).unwrap();
-            assert_eq!(granted.header, header);
-            assert_eq!(granted.lifetime, Some(Duration::from_secs(seconds)));
+            let (read, lifetime) = read_answer(answer.as_bytes()).unwrap();
+            assert_eq!(read, header);
+            assert_eq!(lifetime, Duration::from_secs(seconds));
         }
         for answer in ["", "{}", r#"{"token":5}"#, r#"{"token":"a\nb"}"#] {
             assert!(read_answer(answer.as_bytes()).is_none(), "{answer}");

@@ -6,12 +6,10 @@ use reqwest::Certificate;
 use shoal_protocol::{message::Hint, reference::Upstream};
 
 use super::{
-    Shared,
+    Common, Shared,
     config::{OriginConfigError, OriginSpec},
     error::OriginError,
-    grants::Grants,
     health::Health,
-    loans::Loans,
     registry::Registry,
     site::Site,
     storage::Storage,
@@ -22,14 +20,12 @@ use super::{
 pub(super) struct Place {
     kind: Kind,
     health: Health,
-    /// Of this origin alone: what one registry granted is not to be shown to another.
-    grants: Arc<Grants>,
-    loans: Arc<Loans>,
+    common: Arc<Common>,
 }
 
 enum Kind {
     Registry(Arc<Site>),
-    Storage(Storage),
+    Storage(Box<Storage>),
 }
 
 /// What a repository's content is asked of.
@@ -43,8 +39,7 @@ impl Place {
         Self {
             kind,
             health,
-            grants: Grants::new(shared.clock),
-            loans: Arc::clone(&shared.loans),
+            common: Arc::clone(&shared.common),
         }
     }
 
@@ -59,13 +54,13 @@ impl Place {
             spec.check(upstream)?;
             let health = Health::new(upstream, &spec.url, several, shared.clock);
             let kind = if let Some(directory) = spec.directory() {
-                Kind::Storage(Storage::directory(directory))
+                Kind::Storage(Box::new(Storage::directory(directory)))
             } else {
                 let transport = transport(upstream, &spec, &shared.transport)?;
                 if let Some(bucket) = spec.bucket(upstream)? {
                     let storage = Storage::bucket(bucket, transport)
                         .map_err(|problem| spec.unusable(upstream, problem))?;
-                    Kind::Storage(storage)
+                    Kind::Storage(Box::new(storage))
                 } else {
                     let docker_config = shared.docker_config.clone();
                     Kind::Registry(Arc::new(Site::configured(spec, docker_config, transport)))
@@ -104,8 +99,7 @@ impl Place {
             Kind::Registry(site) => Source::Registry(Registry {
                 site: Arc::clone(site),
                 hint,
-                grants: &self.grants,
-                loans: &self.loans,
+                common: &self.common,
             }),
             Kind::Storage(storage) => Source::Storage(storage),
         }

@@ -20,13 +20,11 @@ use shoal_protocol::{
 use url::Url;
 
 use super::{
-    OriginBody,
+    Common, OriginBody,
     asking::Asking,
     body::{self, ContentRange},
     error::OriginError,
-    grants::Grants,
     limits::{LIST_MAX, LIST_PAGE_BYTES_MAX, LIST_PAGES_MAX, TAGS_PER_PAGE},
-    loans::Loans,
     manifest, refusal,
     site::Site,
 };
@@ -36,12 +34,11 @@ use super::{
 pub(super) struct Registry<'a> {
     pub(super) site: Arc<Site>,
     pub(super) hint: &'a Hint,
-    pub(super) grants: &'a Arc<Grants>,
-    pub(super) loans: &'a Loans,
+    pub(super) common: &'a Common,
 }
 
 impl<'a> Registry<'a> {
-    pub(super) async fn resolve_tag(&self, tag: &Tag) -> Result<Digest, OriginError> {
+    pub(super) async fn resolve_tag(&self, tag: &Tag, known: bool) -> Result<Digest, OriginError> {
         let what = format!("tag {tag}");
         let path = format!("{}/manifests/{tag}", self.hint.repository);
         let asking = self.asking(&path, &what).accepting_manifests();
@@ -53,6 +50,12 @@ impl<'a> Registry<'a> {
             }
         } else if !refuses_method(status) {
             return Err(refusal::error(answer.response, &asking.subject).await);
+        }
+        if known && let Some(reason) = self.common.allowances.spared(&self.hint.upstream) {
+            return Err(OriginError::Throttled {
+                reason,
+                retry_after: None,
+            });
         }
         let response = asking.get().await?;
         let manifest = manifest::read(response, &asking.subject).await?;
@@ -246,8 +249,7 @@ impl<'a> Registry<'a> {
             headers: HeaderMap::new(),
             site: Arc::clone(&self.site),
             hint: self.hint,
-            grants: self.grants,
-            loans: self.loans,
+            common: self.common,
         }
     }
 }

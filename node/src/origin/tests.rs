@@ -6,6 +6,7 @@ mod bodies;
 mod failover;
 mod logins;
 mod manifests;
+mod sharing;
 mod transfers;
 
 use futures::{StreamExt, TryStreamExt};
@@ -31,6 +32,7 @@ fn with_spec(spec: OriginSpec) -> Origins {
     Origins::new(OriginsConfig {
         upstreams: BTreeMap::from([(hint().upstream, vec![spec])]),
         docker_config: None,
+        ..OriginsConfig::default()
     })
     .unwrap()
 }

@@ -7,6 +7,7 @@
 
 mod blame;
 mod chaos;
+mod order;
 mod pulls;
 mod readers;
 mod restarts;

@@ -245,6 +245,7 @@ async fn beside_an_upstream_that_is_not_for_everybody_only_named_ones_are_served
             ("open.test".parse().unwrap(), vec![spec(&public)]),
         ]),
         docker_config: None,
+        ..OriginsConfig::default()
     })
     .unwrap();
     let gate = gate(&origins, &[(UPSTREAM, Access::Origin)]);
@@ -284,6 +285,7 @@ async fn one_registry_under_two_names_has_one_rule() {
             ("alias".parse().unwrap(), vec![spec(&registry.fake)]),
         ]),
         docker_config: None,
+        ..OriginsConfig::default()
     })
     .unwrap();
     let rules = rules_of(&[(UPSTREAM, Access::Origin)]);
@@ -447,6 +449,7 @@ fn several_origins_cannot_decide_who_may_read() {
     let origins = Origins::new(OriginsConfig {
         upstreams: BTreeMap::from([(upstream, list.into())]),
         docker_config: None,
+        ..OriginsConfig::default()
     })
     .unwrap();
     let rules = rules_of(&[(UPSTREAM, Access::Origin)]);

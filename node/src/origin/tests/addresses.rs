@@ -159,6 +159,7 @@ fn a_ca_file_that_cannot_be_used_is_named() {
         let config = OriginsConfig {
             upstreams: BTreeMap::from([(hint().upstream, vec![spec])]),
             docker_config: None,
+            ..OriginsConfig::default()
         };
         let error = Origins::new(config).err().unwrap().to_string();
         assert!(error.contains(path.to_str().unwrap()), "{error}");

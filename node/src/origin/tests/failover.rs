@@ -10,6 +10,7 @@ fn in_order(fakes: &[&Fake]) -> Origins {
             fakes.iter().map(|fake| spec(fake)).collect(),
         )]),
         docker_config: None,
+        ..OriginsConfig::default()
     })
     .unwrap()
 }
@@ -52,7 +53,7 @@ async fn there_is_no_such_thing_only_if_all_say_so() {
         let (first, second) = (first.await, second.await);
         let tag = "v1".parse().unwrap();
         let origins = in_order(&[&first, &second]);
-        let error = origins.resolve_tag(&hint(), &tag).await.unwrap_err();
+        let error = origins.resolve_tag(&hint(), &tag, false).await.unwrap_err();
         let text = error.to_string();
         for fake in [&first, &second] {
             assert!(text.contains(&fake.address.to_string()), "{text}");
@@ -111,6 +112,7 @@ async fn one_that_is_away_costs_one_attempt_and_is_noticed_when_it_is_back() {
     let origins = Origins::new(OriginsConfig {
         upstreams: BTreeMap::from([(hint().upstream, vec![dead, spec(&healthy)])]),
         docker_config: None,
+        ..OriginsConfig::default()
     })
     .unwrap();
     for _ in 0..5 {
@@ -165,6 +167,7 @@ async fn whoever_gives_up_a_silent_origin_does_not_hide_that_from_others() {
             vec![OriginSpec::at(Url::parse(&url).unwrap()), spec(&healthy)],
         )]),
         docker_config: None,
+        ..OriginsConfig::default()
     })
     .unwrap();
     let wait = std::time::Duration::from_millis(1100);
@@ -206,7 +209,7 @@ async fn a_page_is_no_answer_whatever_its_status() {
         let tag = "v1".parse().unwrap();
         let digest = digest_of(BLOB);
         for error in [
-            origins.resolve_tag(&hint(), &tag).await.err(),
+            origins.resolve_tag(&hint(), &tag, false).await.err(),
             origins.blob_size(&digest, &hint()).await.err(),
             read(&origins, &digest, 0, None).await.err(),
         ] {

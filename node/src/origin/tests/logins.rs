@@ -151,6 +151,7 @@ async fn dockers_credentials_are_shown_to_the_realm_and_to_basic_registries() {
         let origins = Origins::new(OriginsConfig {
             upstreams: BTreeMap::from([(hint().upstream, vec![spec(&registry)])]),
             docker_config: Some(path),
+            ..OriginsConfig::default()
         })
         .unwrap();
         assert_eq!(read_blob(&origins).await.unwrap(), BLOB, "basic: {basic}");
@@ -196,6 +197,7 @@ async fn an_identity_token_is_exchanged_by_post() {
     let origins = Origins::new(OriginsConfig {
         upstreams: BTreeMap::from([(hint().upstream, vec![spec(&registry)])]),
         docker_config: Some(path),
+        ..OriginsConfig::default()
     })
     .unwrap();
     assert_eq!(read_blob(&origins).await.unwrap(), BLOB);

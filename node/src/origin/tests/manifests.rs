@@ -23,7 +23,7 @@ async fn a_tag_is_resolved_by_head_alone() {
     let digest = digest_of(MANIFEST.as_bytes()).to_string();
     let registry =
         Fake::start(move |_, _| answer(200, &[("docker-content-digest", &digest)], "")).await;
-    let resolved = at(&registry).resolve_tag(&hint(), &tag("v1")).await;
+    let resolved = at(&registry).resolve_tag(&hint(), &tag("v1"), false).await;
     assert_eq!(resolved, Ok(digest_of(MANIFEST.as_bytes())));
     let seen = registry.seen();
     assert_eq!(seen.len(), 1);
@@ -47,7 +47,7 @@ async fn where_head_gives_no_digest_the_manifest_is_hashed() {
             _ => answer(200, &[], MANIFEST),
         })
         .await;
-        let resolved = at(&registry).resolve_tag(&hint(), &tag("v1")).await;
+        let resolved = at(&registry).resolve_tag(&hint(), &tag("v1"), false).await;
         assert_eq!(resolved, Ok(digest_of(MANIFEST.as_bytes())));
     }
 }
@@ -77,7 +77,7 @@ async fn what_is_no_manifest_is_invalid() {
             matches!(&error, Err(OriginError::Invalid(text)) if text.contains("no manifest")),
             "{error:?}"
         );
-        let error = at(&registry).resolve_tag(&hint(), &tag("v1")).await;
+        let error = at(&registry).resolve_tag(&hint(), &tag("v1"), false).await;
         assert!(matches!(error, Err(OriginError::Invalid(_))), "{error:?}");
     }
 }
@@ -178,4 +178,32 @@ async fn a_registry_without_the_referrers_api_says_so_with_404() {
         matches!(listed, Err(OriginError::NotFound(_))),
         "{listed:?}"
     );
+}
+
+#[tokio::test]
+async fn the_last_pulls_of_a_registry_are_not_spent_on_a_tag_that_is_known() {
+    const MANIFEST: &str = r#"{"schemaVersion":2}"#;
+    let registry = Fake::start(|seen, _| {
+        let left = [
+            ("ratelimit-limit", "100;w=21600"),
+            ("ratelimit-remaining", "10;w=21600"),
+        ];
+        let body = if seen.method == "HEAD" { "" } else { MANIFEST };
+        answer(200, &left, body)
+    })
+    .await;
+    let origins = at(&registry);
+    let known = origins.resolve_tag(&hint(), &tag("v1"), true).await;
+    assert!(
+        matches!(&known, Err(OriginError::Throttled { reason, .. }) if reason.contains("10 more of 100")),
+        "{known:?}"
+    );
+    let unknown = origins.resolve_tag(&hint(), &tag("v1"), false).await;
+    assert_eq!(unknown, Ok(digest_of(MANIFEST.as_bytes())));
+    let gets = registry
+        .seen()
+        .into_iter()
+        .filter(|seen| seen.method == "GET");
+    assert_eq!(gets.count(), 1);
+    assert_eq!(origins.allowances()[0].remaining, 10);
 }

@@ -237,3 +237,34 @@ fn what_its_own_operator_imported_since_goes_before_what_a_node_remembers() {
         assert_eq!(digest, blob(expected), "remembered at {asked_at}");
     }
 }
+
+/// Has every origin say that it is to be spared.
+fn spare(world: &mut World) {
+    for node in &mut world.nodes {
+        node.tag_spared = Some("few pulls are left".to_owned());
+    }
+}
+
+#[test]
+fn where_the_origin_is_spared_a_tag_names_what_it_named_for_all() {
+    let (mut world, key, _) = signers(4);
+    spare(&mut world);
+    for node in &mut world.nodes[1..] {
+        node.tag_known = Some(record(7));
+    }
+    for node in 0..4 {
+        let answer = resolve(&mut world, node, &key);
+        assert!(
+            matches!(&answer, TagAnswer::Stale(record, why) if record.digest == blob(7) && why.contains("few")),
+            "{node}: {answer:?}"
+        );
+    }
+}
+
+#[test]
+fn where_the_origin_is_spared_a_tag_that_nobody_knows_is_still_asked_for() {
+    let (mut world, key, _) = signers(4);
+    spare(&mut world);
+    let answer = resolve(&mut world, 0, &key);
+    assert!(matches!(&answer, TagAnswer::Fresh(record) if record.digest == blob(200)));
+}

@@ -73,6 +73,7 @@ pub(super) struct Node {
     pub(super) tag: Result<Digest, TagFailure>,
     pub(super) tag_known: Option<TagRecord>,
     pub(super) tag_imported: Option<TagRecord>,
+    pub(super) tag_spared: Option<String>,
     /// Takes part in nothing any more.
     pub(super) dead: bool,
     key: SigningKey,
@@ -169,6 +170,7 @@ impl World {
                 tag: Ok(blob(200)),
                 tag_known: None,
                 tag_imported: None,
+                tag_spared: None,
                 dead: false,
                 key,
                 blobs: BTreeMap::new(),
@@ -654,11 +656,13 @@ impl World {
         });
         let known = self.nodes[node].tag_known.clone();
         let imported = self.nodes[node].tag_imported.clone().map(Box::new);
+        let spared = self.nodes[node].tag_spared.clone();
         let said = Event::TagAsked {
             key,
             result,
             known,
             imported,
+            spared,
         };
         self.at(self.origin_time, node, Happening::Event(said));
     }
