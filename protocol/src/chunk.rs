@@ -29,7 +29,7 @@ impl fmt::Debug for ChunkHash {
 /// How a raw blob of a known size is cut: chunks of one size, the last one shorter.
 ///
 /// The size of the chunks follows from the blob's, so that all nodes cut alike: 256 KiB up to
-/// 128 MiB, 512 KiB up to 256 MiB, 1 MiB up to 512 MiB, 2 MiB up to 1 GiB, then 4 MiB; a manifest is
+/// 256 MiB, 512 KiB up to 512 MiB, 1 MiB up to 1 GiB, 2 MiB up to 2 GiB, then 4 MiB; a manifest is
 /// one chunk. An empty blob has one chunk of no bytes, so that "every chunk is here" means the same
 /// for all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -277,8 +277,8 @@ mod tests {
             (small, 1, small),
             (small + 1, 2, 1),
             (3 * small - 1, 3, small - 1),
-            (512 * small, 512, small),
-            (512 * small + 512, 257, 512),
+            (1024 * small, 1024, small),
+            (1024 * small + 1024, 513, 1024),
             (1000 * CHUNK_BYTES + 1, 1001, 1),
         ] {
             let geometry = Geometry::new(BlobKind::Blob, size);

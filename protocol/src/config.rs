@@ -53,6 +53,12 @@ pub struct Config {
     /// here keeps its sender from asking an idle neighbour: with 16 nodes at 100 Mbit/s the last
     /// one ends after 30.3 s with queues of 12, 28.5 s with 2, in chunks of 4 MiB \[sim\].
     pub upload_queue: usize,
+    /// More may wait while the uplink sends them all within this time: small chunks on a fast link
+    /// are gone before anybody can ask again. 39 nodes that pull from one at 10 Gbit/s end 0.87 s
+    /// after the bound with 4 ms, 0.99 s with none \[sim\].
+    pub upload_queue_time: Duration,
+    /// But no more than so many.
+    pub upload_queue_max: usize,
 
     /// How long chunk announcements are gathered before they are sent.
     pub have_interval: Duration,
@@ -196,6 +202,8 @@ impl Default for Config {
             upload_slots_max: 12,
             upload_time: ms(36),
             upload_queue: 4,
+            upload_queue_time: ms(4),
+            upload_queue_max: 16,
             have_interval: ms(15),
             oldest_share: 0.5,
             rarest_sample: 16,

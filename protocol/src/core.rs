@@ -27,7 +27,7 @@ use crate::{
     event::{Action, Event},
     keeper::{self, Keeper},
     limits::{CHUNK_BYTES, CHUNK_BYTES_MIN},
-    link::{Ewma, Rate},
+    link::{Pace, Rate},
     membership::{Membership, Output},
     mesh::{Mesh, Phase},
     message::{BlobKind, Hint, Message, OriginFailure},
@@ -125,7 +125,7 @@ impl Core {
                 outstanding: 0,
                 outstanding_bytes: 0,
                 rate: Rate::default(),
-                chunk_time: Ewma::default(),
+                pace: Pace::default(),
                 actions: Vec::new(),
                 local: std::collections::VecDeque::new(),
                 config,
@@ -661,17 +661,18 @@ impl Core {
             }
             Message::Request { blob, index } => {
                 let held = |(kind, size): &(BlobKind, u64)| {
-                    index < crate::chunk::Geometry::new(*kind, *size).chunks()
+                    let geometry = crate::chunk::Geometry::new(*kind, *size);
+                    (index < geometry.chunks()).then_some(geometry.chunk_bytes)
                 };
                 let here = self.meshes.get(&blob).map_or_else(
-                    || self.holdings.get(&blob).is_some_and(held),
-                    |mesh| mesh.have.contains(index),
+                    || self.holdings.get(&blob).and_then(held),
+                    |mesh| mesh.have.contains(index).then(|| mesh.chunk_bytes()),
                 );
-                if here {
+                if let Some(bytes) = here {
                     let mesh = self.meshes.get(&blob);
                     let whole = mesh.filter(|mesh| mesh.phase == Phase::Complete);
                     let chunks = whole.map(|mesh| mesh.have.len());
-                    self.uploads.request(ctx, from, blob, index, chunks);
+                    self.uploads.request(ctx, from, blob, index, bytes, chunks);
                 } else {
                     ctx.send(from, Message::Missing { blob, index });
                 }

@@ -10,7 +10,7 @@ use crate::{
     digest::Digest,
     directory::{Directory, Peer},
     event::Action,
-    link::{Ewma, Link, Rate},
+    link::{Link, Pace, Rate},
     message::Message,
     picker::Supply,
     time::{Duration, Time},
@@ -57,7 +57,7 @@ pub(crate) struct Ctx {
     /// What this node receives from peers and from the origin.
     pub(crate) rate: Rate,
     /// From request to arrival, over all peers.
-    pub(crate) chunk_time: Ewma,
+    pub(crate) pace: Pace,
     pub(crate) actions: Vec<Action>,
     /// Messages of this node to itself: it may well be its own steward.
     pub(crate) local: VecDeque<Message>,
@@ -166,7 +166,9 @@ impl Ctx {
 
     /// A chunk was requested from a peer. A node that had nothing requested has had its turn.
     pub(crate) fn requested(&mut self, peer: Peer, bytes: u64) {
-        self.link(peer).outstanding += 1;
+        let link = self.link(peer);
+        link.outstanding += 1;
+        link.outstanding_bytes += bytes;
         self.outstanding += 1;
         self.outstanding_bytes += bytes;
         self.was_hungry = false;

@@ -112,7 +112,7 @@ pub(crate) fn check(view: View<'_>) -> Result<(), Broken> {
         || format!("{} outstanding", view.outstanding),
     )?;
     let queued = view.uploads.queued();
-    ensure(queued <= view.config.upload_queue, 3, || {
+    ensure(queued <= view.config.upload_queue_max, 3, || {
         format!("{queued} uploads queued")
     })?;
     let counted = view.uploads.counted();

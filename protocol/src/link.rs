@@ -2,17 +2,27 @@
 
 use crate::time::{Duration, Time};
 
-/// An exponentially weighted mean of durations, a quarter of the weight on the newest.
+/// How long bytes take, from the latest transfers. Blobs have chunks of different sizes: both times
+/// and bytes are added up, each transfer counting three quarters of what it did when the next came,
+/// so that a short chunk says little of a long one.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Ewma(Option<Duration>);
+pub(crate) struct Pace {
+    seconds: f64,
+    bytes: f64,
+}
 
-impl Ewma {
-    pub(crate) fn sample(&mut self, value: Duration) {
-        self.0 = Some(self.0.map_or(value, |mean| (mean * 3 + value) / 4));
+impl Pace {
+    const KEPT: f64 = 0.75;
+
+    pub(crate) fn sample(&mut self, took: Duration, bytes: u64) {
+        self.seconds = Self::KEPT * self.seconds + took.as_secs_f64();
+        self.bytes = Self::KEPT * self.bytes + bytes as f64;
     }
 
-    pub(crate) fn get(&self) -> Duration {
-        self.0.unwrap_or_default()
+    /// How long so many bytes would take, where anything was measured.
+    pub(crate) fn of(&self, bytes: u64) -> Option<Duration> {
+        let seconds = self.seconds / self.bytes * bytes as f64;
+        (self.bytes > 0.0).then(|| Duration::from_secs_f64(seconds))
     }
 }
 
@@ -21,8 +31,10 @@ impl Ewma {
 pub(crate) struct Link {
     /// Chunks requested from it and not yet received, over all blobs.
     pub(crate) outstanding: usize,
+    /// And their bytes.
+    pub(crate) outstanding_bytes: u64,
     /// From request (or the chunk before it) to arrival.
-    pub(crate) chunk_time: Ewma,
+    pub(crate) pace: Pace,
     /// When it will have sent what waits in its upload queue, as it last said.
     pub(crate) busy_until: Time,
     /// Not asked before this time: busy, stalled, or it sent wrong bytes.
@@ -51,9 +63,10 @@ impl Link {
         self.busy_until > now
     }
 
-    /// How long a further chunk from it would take.
-    pub(crate) fn expected(&self, now: Time) -> Duration {
-        self.busy_until.since(now) + self.chunk_time.get() * (self.outstanding as u32 + 1)
+    /// How long a further chunk of so many bytes from it would take.
+    pub(crate) fn expected(&self, now: Time, bytes: u64) -> Duration {
+        let takes = self.pace.of(self.outstanding_bytes + bytes);
+        self.busy_until.since(now) + takes.unwrap_or_default()
     }
 }
 

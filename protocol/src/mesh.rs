@@ -665,7 +665,7 @@ impl Mesh {
     }
 
     fn request(&mut self, ctx: &mut Ctx, chunk: u32, peer: Peer) {
-        let timeout = Self::request_timeout(ctx, peer);
+        let timeout = Self::request_timeout(ctx, peer, self.chunk_bytes());
         let flight = Flight {
             peer,
             bytes: self.chunk_bytes(),
@@ -686,12 +686,12 @@ impl Mesh {
 
     /// No progress for so long means that the peer is stalled. Both its speed and our own count:
     /// a timer that ignores our own backlog makes one chunk in ten come twice on slow nodes [sim].
-    fn request_timeout(ctx: &mut Ctx, peer: Peer) -> Duration {
+    fn request_timeout(ctx: &mut Ctx, peer: Peer, bytes: u64) -> Duration {
         if ctx.config.makes(Mutation::HastyTimers) {
             return ctx.config.request_timeout / 10;
         }
-        let own = ctx.chunk_time.get();
-        let theirs = ctx.link(peer).chunk_time.get();
+        let own = ctx.pace.of(bytes).unwrap_or_default();
+        let theirs = ctx.link(peer).pace.of(bytes).unwrap_or_default();
         (own.max(theirs) * 4).clamp(ctx.config.request_timeout, REQUEST_TIMEOUT_MAX)
     }
 
@@ -706,7 +706,8 @@ impl Mesh {
         if !self.is_all_on_its_way() {
             return false;
         }
-        let patience = ctx.config.endgame_after.max(ctx.chunk_time.get() * 3);
+        let takes = ctx.pace.of(self.chunk_bytes()).unwrap_or_default();
+        let patience = ctx.config.endgame_after.max(takes * 3);
         let oldest = self
             .flights
             .iter()
@@ -740,7 +741,7 @@ impl Mesh {
     }
 
     pub(crate) fn progress(&mut self, ctx: &mut Ctx, from: Peer, chunk: u32) {
-        let timeout = Self::request_timeout(ctx, from);
+        let timeout = Self::request_timeout(ctx, from, self.chunk_bytes());
         if let Some(flight) = self.flight(from, chunk) {
             flight.deadline = ctx.now + timeout;
             self.late_at = self.late_at.min(ctx.now + timeout);
@@ -748,7 +749,7 @@ impl Mesh {
     }
 
     pub(crate) fn queued(&mut self, ctx: &mut Ctx, from: Peer, chunk: u32, delay: Duration) {
-        let timeout = Self::request_timeout(ctx, from);
+        let timeout = Self::request_timeout(ctx, from, self.chunk_bytes());
         let delay = delay.min(QUEUE_DELAY_MAX);
         ctx.link(from).busy_until = ctx.now + delay;
         if let Some(flight) = self.flight(from, chunk) {
@@ -822,13 +823,10 @@ impl Mesh {
         if !self.have.contains(chunk) {
             self.supply = Supply::Everyone;
         }
-        let per_peer = ctx.config.outstanding_per_peer;
         let link = ctx.link(peer);
-        let was_full = link.outstanding >= per_peer;
         link.outstanding = link.outstanding.saturating_sub(1);
-        if was_full {
-            ctx.freed.add(peer);
-        }
+        link.outstanding_bytes = link.outstanding_bytes.saturating_sub(bytes);
+        ctx.freed.add(peer);
         ctx.outstanding = ctx.outstanding.saturating_sub(1);
         ctx.outstanding_bytes = ctx.outstanding_bytes.saturating_sub(bytes);
         let blob = self.blob;
@@ -875,7 +873,7 @@ impl Mesh {
 
     /// What to do about a request whose deadline has come.
     fn wait(&self, ctx: &mut Ctx, chunk: u32, flight: Flight) -> Wait {
-        let timeout = Self::request_timeout(ctx, flight.peer);
+        let timeout = Self::request_timeout(ctx, flight.peer, flight.bytes);
         let link = *ctx.link(flight.peer);
         // Chunks come one after the other, of whichever blob: those behind are not late yet.
         let moves = link.progress_at + timeout;
@@ -921,10 +919,10 @@ impl Mesh {
                 let link = ctx.links.entry(flight.peer).or_default();
                 let began = flight.sent.max(link.delivered_at);
                 let took = ctx.now.since(began);
-                link.chunk_time.sample(took);
+                link.pace.sample(took, flight.bytes);
                 link.delivered_at = ctx.now;
                 link.stalls = 0;
-                ctx.chunk_time.sample(took);
+                ctx.pace.sample(took, flight.bytes);
             }
             let cancel = !delivered && !ctx.config.makes(Mutation::NoEndgameCancel);
             self.drop_flight(ctx, chunk, flight.peer, cancel);

@@ -55,8 +55,8 @@ struct Source<'a> {
     peer: Peer,
     neighbour: &'a Neighbour,
     busy: bool,
-    /// Chunks requested from it, and when one more would be here.
-    expected: (usize, Duration),
+    /// Bytes requested from it, and when one more chunk would be here.
+    expected: (u64, Duration),
 }
 
 /// The next request to make for this blob, if there is one to be made.
@@ -153,20 +153,21 @@ fn sources<'a>(
     is_of_use: impl Fn(&Neighbour) -> bool,
 ) -> SmallVec<[Source<'a>; 20]> {
     // With few neighbours each of them has to carry more than its usual share.
-    let target = ctx.outstanding_target(mesh.chunk_bytes());
+    let chunk_bytes = mesh.chunk_bytes();
+    let target = ctx.outstanding_target(chunk_bytes);
     let share = target.div_ceil(mesh.neighbours.len().max(1));
-    let per_peer = ctx.config.outstanding_per_peer.max(share);
+    let per_peer = ctx.config.outstanding_per_peer.max(share) as u64 * chunk_bytes;
     let new = Link::default();
     neighbours
         .into_iter()
         .filter(|(_, neighbour)| is_of_use(neighbour))
         .filter_map(|(peer, neighbour)| {
             let link = ctx.links.get(peer).unwrap_or(&new);
-            (link.is_usable(ctx.now) && link.outstanding < per_peer).then(|| Source {
+            (link.is_usable(ctx.now) && link.outstanding_bytes < per_peer).then(|| Source {
                 peer: *peer,
                 neighbour,
                 busy: link.is_busy(ctx.now),
-                expected: (link.outstanding, link.expected(ctx.now)),
+                expected: (link.outstanding_bytes, link.expected(ctx.now, chunk_bytes)),
             })
         })
         .collect()

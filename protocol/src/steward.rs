@@ -126,6 +126,13 @@ const REFUSALS: u32 = 3;
 /// last one begins they are short.
 const EARLY_LEASES: u32 = 8;
 
+/// At the end, a holder that would take so long for what is left of its lease, and has had so long
+/// for what it did of it, keeps no more than the chunk that it is at
+const LAGGING: Duration = Duration::from_millis(300);
+
+/// where its stream is so many times slower than others are.
+const LAGGING_FACTOR: f64 = 2.5;
+
 impl Steward {
     pub(crate) fn new(ctx: &mut Ctx, blob: Digest, kind: BlobKind) -> Self {
         Self {
@@ -683,7 +690,18 @@ impl Steward {
                 grant.next = next;
                 grant.bytes = report.bytes;
             }
-            if report.next >= report.lease.end || failure.is_some() {
+            let done = report.next >= grant.lease.end;
+            if done && report.next < report.lease.end && failure.is_none() {
+                // The rest was taken back.
+                ctx.send(
+                    from,
+                    Message::Revoke {
+                        blob: self.blob,
+                        lease: id,
+                    },
+                );
+            }
+            if done || failure.is_some() {
                 let took = ctx.now.since(grant.granted);
                 if failure.is_none() && report.bytes > 0 && !took.is_zero() {
                     let rate = report.bytes as f64 / took.as_secs_f64();
@@ -838,6 +856,32 @@ impl Steward {
                 },
             );
         }
+        let all_leased = leased.count() == self.chunks;
+        if all_leased && !self.whole && !far_end && self.take_back(ctx) {
+            self.grant(ctx);
+        }
+    }
+
+    /// Shortens the leases of holders so slow that everyone would wait for them at the end to the
+    /// chunk that they are at, and tells whether there were any.
+    fn take_back(&mut self, ctx: &Ctx) -> bool {
+        let Some(usual) = self.lease_rate else {
+            return false;
+        };
+        let mut taken = false;
+        for grant in self.grants.values_mut() {
+            let rest = grant.lease.end.min(self.chunks) - grant.next;
+            let took = ctx.now.since(grant.granted);
+            let rate = grant.bytes as f64 / took.as_secs_f64();
+            let waits = f64::from(rest) * self.chunk_bytes as f64 / rate;
+            let lags = took >= LAGGING && waits >= LAGGING.as_secs_f64();
+            if rest > 1 && lags && rate * LAGGING_FACTOR < usual {
+                // The rest of this chunk alone would be read twice otherwise.
+                grant.lease.end = grant.next + 1;
+                taken = true;
+            }
+        }
+        taken
     }
 
     /// Chunks in a lease where `share` are left for each stream: what a stream gives in the

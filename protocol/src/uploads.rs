@@ -13,23 +13,30 @@ use crate::{
     digest::Digest,
     directory::Peer,
     event::Action,
-    link::Ewma,
+    link::Pace,
     message::Message,
     mutation::Mutation,
     time::{Duration, Time},
 };
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 struct Upload {
     to: Peer,
     blob: Digest,
     index: u32,
+    bytes: u64,
 }
 
 impl Upload {
+    fn is(&self, to: Peer, blob: Digest, index: u32) -> bool {
+        (self.to, self.blob, self.index) == (to, blob, index)
+    }
+
     /// Who asked is told to ask elsewhere, and here again after that time.
     fn refuse(self, ctx: &mut Ctx, retry: Duration) {
-        let Self { to, blob, index } = self;
+        let Self {
+            to, blob, index, ..
+        } = self;
         let retry_ms = retry.as_millis() as u32;
         ctx.send(
             to,
@@ -51,9 +58,9 @@ pub(crate) struct Uploads {
     /// How often each chunk of a blob was sent, and when last.
     sent: BTreeMap<Digest, Vec<(u16, Time)>>,
     /// From the start of a send to its end, with as many at once as there were.
-    send_time: Ewma,
-    /// From the end of one send to the next, while all slots were taken.
-    interval: Ewma,
+    send_pace: Pace,
+    /// The uplink's: from the end of one send to the next, while all slots were taken.
+    pace: Pace,
     /// When the last send ended, or all slots came to be taken.
     ended_at: Time,
     /// Whether all slots have been taken since then.
@@ -91,9 +98,8 @@ const PASSED_ON_AFTER: u32 = 4;
 /// or this, where that is longer.
 const PASSED_ON_MIN: Duration = Duration::from_secs(1);
 
-/// What a chunk takes to send before anything was measured: 4 MiB at 4 Gbit/s, so that a node
-/// begins with the fewest slots.
-const INTERVAL_GUESS: Duration = Duration::from_millis(9);
+/// What a MiB takes to send before anything was measured: at 1 Gbit/s.
+const MIB_GUESS: Duration = Duration::from_millis(9);
 
 impl Uploads {
     /// A peer asks for a chunk that this node has; `chunks` is how many the blob has, where this node
@@ -104,10 +110,22 @@ impl Uploads {
         to: Peer,
         blob: Digest,
         index: u32,
+        bytes: u64,
         chunks: Option<u32>,
     ) {
-        let upload = Upload { to, blob, index };
-        if self.queue.contains(&upload) || self.active.iter().any(|(other, _)| *other == upload) {
+        let upload = Upload {
+            to,
+            blob,
+            index,
+            bytes,
+        };
+        let active = self.active.iter().map(|(upload, _)| upload);
+        if self
+            .queue
+            .iter()
+            .chain(active)
+            .any(|other| other.is(to, blob, index))
+        {
             return;
         }
         if let Some(chunks) = chunks
@@ -125,15 +143,15 @@ impl Uploads {
             return;
         }
         let unbounded = ctx.config.makes(Mutation::UploadsWithoutBound);
-        if self.queue.len() >= ctx.config.upload_queue && !unbounded {
-            let step = self.per_chunk().mul_f64(COMES_BACK);
+        if !self.has_place(ctx) && !unbounded {
+            let step = self.takes(bytes).mul_f64(COMES_BACK);
             self.promised = self.promised.max(ctx.now + RETRY_MIN) + step;
             let retry = self.promised.since(ctx.now) + ctx.jitter(step);
             upload.refuse(ctx, retry);
             return;
         }
         self.queue.push_back(upload);
-        if self.active.len() >= self.slots(ctx) {
+        if !self.has_slot(ctx, self.active.len(), self.active_bytes()) {
             let delay_ms = self.delay(ctx).as_millis() as u32;
             ctx.send(
                 to,
@@ -148,12 +166,12 @@ impl Uploads {
     }
 
     pub(crate) fn sent(&mut self, ctx: &mut Ctx, to: Peer, blob: Digest, index: u32) {
-        let done = Upload { to, blob, index };
-        if let Some(at) = self.active.iter().position(|(upload, _)| *upload == done) {
-            let (_, started) = self.active.swap_remove(at);
-            self.send_time.sample(ctx.now.since(started));
+        let done = |(upload, _): &(Upload, Time)| upload.is(to, blob, index);
+        if let Some(at) = self.active.iter().position(done) {
+            let (Upload { bytes, .. }, started) = self.active.swap_remove(at);
+            self.send_pace.sample(ctx.now.since(started), bytes);
             if self.full {
-                self.interval.sample(ctx.now.since(self.ended_at));
+                self.pace.sample(ctx.now.since(self.ended_at), bytes);
             }
             self.full = false;
         }
@@ -164,16 +182,21 @@ impl Uploads {
     /// connections are in use. Left to its own timer it would have the chunk up to a second later,
     /// and the hash of the whole waits for each.
     pub(crate) fn unsent(&mut self, ctx: &mut Ctx, to: Peer, blob: Digest, index: u32) {
-        let failed = Upload { to, blob, index };
-        self.active.retain(|(upload, _)| *upload != failed);
+        let failed = Upload {
+            to,
+            blob,
+            index,
+            bytes: 0,
+        };
+        self.active
+            .retain(|(upload, _)| !upload.is(to, blob, index));
         self.full = false;
         failed.refuse(ctx, NO_WAY_RETRY);
         self.start(ctx);
     }
 
     pub(crate) fn cancel(&mut self, to: Peer, blob: Digest, index: u32) {
-        self.queue
-            .retain(|upload| *upload != Upload { to, blob, index });
+        self.queue.retain(|upload| !upload.is(to, blob, index));
     }
 
     /// A peer is gone; what is being sent to it ends by itself.
@@ -183,40 +206,62 @@ impl Uploads {
 
     /// How long a request that came now would wait.
     pub(crate) fn delay(&self, ctx: &Ctx) -> Duration {
-        let ahead = (self.queue.len() + self.active.len()) as u32;
-        if ahead < self.slots(ctx) as u32 {
+        let ahead = self.queue.len() + self.active.len();
+        let bytes = self.queued_bytes() + self.active_bytes();
+        if self.has_slot(ctx, ahead, bytes) {
             return Duration::ZERO;
         }
-        self.per_chunk() * ahead
+        self.takes(bytes)
     }
 
-    /// The time from one finished send to the next.
-    fn per_chunk(&self) -> Duration {
-        let measured = self.interval.get();
-        if measured.is_zero() {
-            INTERVAL_GUESS
-        } else {
-            measured
-        }
+    fn queued_bytes(&self) -> u64 {
+        self.queue.iter().map(|upload| upload.bytes).sum()
     }
 
-    /// How many chunks are sent at once: what the uplink sends in the configured time.
-    fn slots(&self, ctx: &Ctx) -> usize {
-        if ctx.config.makes(Mutation::UploadsWithoutBound) {
-            return usize::from(u16::MAX);
-        }
-        let fit = ctx.config.upload_time.as_secs_f64() / self.per_chunk().as_secs_f64();
-        (fit as usize).clamp(ctx.config.upload_slots, ctx.config.upload_slots_max)
+    fn active_bytes(&self) -> u64 {
+        self.active.iter().map(|(upload, _)| upload.bytes).sum()
+    }
+
+    /// How long the uplink needs for so many bytes.
+    fn takes(&self, bytes: u64) -> Duration {
+        let guess = || MIB_GUESS.mul_f64(bytes as f64 / f64::from(1 << 20));
+        self.pace.of(bytes).unwrap_or_else(guess)
+    }
+
+    /// Whether the uplink sends so many bytes within a time, as far as that was measured.
+    fn sends_within(&self, time: Duration, bytes: u64) -> bool {
+        self.pace.of(bytes).is_some_and(|takes| takes < time)
+    }
+
+    /// Whether one more chunk may be sent beside so many with so many bytes: what the uplink sends in
+    /// the configured time goes at once.
+    fn has_slot(&self, ctx: &Ctx, sending: usize, bytes: u64) -> bool {
+        let config = &ctx.config;
+        sending < config.upload_slots
+            || (sending < config.upload_slots_max && self.sends_within(config.upload_time, bytes))
+            || ctx.config.makes(Mutation::UploadsWithoutBound)
+    }
+
+    /// Whether one more request may wait.
+    fn has_place(&self, ctx: &Ctx) -> bool {
+        let config = &ctx.config;
+        self.queue.len() < config.upload_queue
+            || (self.queue.len() < config.upload_queue_max
+                && self.sends_within(config.upload_queue_time, self.queued_bytes()))
     }
 
     /// Sends that have not taken so long that their receiver must have stopped reading: a frozen
     /// peer would hold its slots for as long as the connection lasts.
-    fn moving(&self, ctx: &Ctx) -> usize {
-        let patience = (self.send_time.get() * 4).max(STALLED_AFTER);
-        self.active
-            .iter()
-            .filter(|(_, started)| ctx.now.since(*started) < patience)
-            .count()
+    fn moving(&self, ctx: &Ctx) -> (usize, u64) {
+        let moves = |(upload, started): &&(Upload, Time)| {
+            let patience =
+                (self.send_pace.of(upload.bytes).unwrap_or_default() * 4).max(STALLED_AFTER);
+            ctx.now.since(*started) < patience
+        };
+        let moving = self.active.iter().filter(moves);
+        moving.fold((0, 0), |(count, bytes), (upload, _)| {
+            (count + 1, bytes + upload.bytes)
+        })
     }
 
     fn sent_before(&self, upload: &Upload) -> u16 {
@@ -234,7 +279,8 @@ impl Uploads {
         if self.active.iter().filter(to_others).count() < CONTENDED {
             return None;
         }
-        let retry = self.send_time.get().max(self.per_chunk()).max(RETRY_MIN);
+        let sending = self.send_pace.of(upload.bytes).unwrap_or_default();
+        let retry = sending.max(self.takes(upload.bytes)).max(RETRY_MIN);
         let same = |other: &Upload| other.blob == upload.blob && other.index == upload.index;
         if self.queue.iter().any(same) {
             return Some(retry);
@@ -263,10 +309,13 @@ impl Uploads {
     }
 
     fn start(&mut self, ctx: &mut Ctx) {
-        let slots = self.slots(ctx);
-        while self.moving(ctx) < slots
-            && self.active.len() < STALLED_FACTOR * ctx.config.upload_slots
-        {
+        loop {
+            let (moving, bytes) = self.moving(ctx);
+            if !self.has_slot(ctx, moving, bytes)
+                || self.active.len() >= STALLED_FACTOR * ctx.config.upload_slots
+            {
+                break;
+            }
             // What was sent least often goes first, in order of arrival among equals: the second
             // copy of a chunk doubles its sources, the tenth hardly matters.
             let first = (0..self.queue.len()).min_by_key(|at| self.sent_before(&self.queue[*at]));
@@ -275,11 +324,13 @@ impl Uploads {
             };
             self.count(&upload, ctx.now);
             self.active.push((upload, ctx.now));
-            let Upload { to, blob, index } = upload;
+            let Upload {
+                to, blob, index, ..
+            } = upload;
             ctx.act(Action::SendChunk { to, blob, index });
         }
         if !self.full {
-            self.full = self.active.len() >= slots;
+            self.full = !self.has_slot(ctx, self.active.len(), self.active_bytes());
             self.ended_at = ctx.now;
         }
     }
@@ -289,7 +340,7 @@ impl Uploads {
         self.sent.len()
     }
 
-    /// Requests that wait; bounded by [`Config::upload_queue`](crate::config::Config).
+    /// Requests that wait; bounded by [`Config::upload_queue_max`](crate::config::Config).
     pub(crate) fn queued(&self) -> usize {
         self.queue.len()
     }

@@ -171,6 +171,8 @@ impl Scenario {
             "outstanding_per_peer" => config.outstanding_per_peer = count,
             "outstanding_window" => config.outstanding_window = ms,
             "upload_slots" => config.upload_slots = count,
+            "upload_queue_max" => config.upload_queue_max = count,
+            "upload_queue_time" => config.upload_queue_time = ms,
             "upload_queue" => config.upload_queue = count,
             "rarest_sample" => config.rarest_sample = count,
             "have_interval" => config.have_interval = ms,

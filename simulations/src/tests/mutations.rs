@@ -16,7 +16,7 @@ fn shown_in(mutation: Mutation) -> (Scenario, &'static str) {
         Mutation::NoAttestationCheck => (small("corrupt"), "which it does not have"),
         Mutation::HastyTimers => (named("lan"), "in vain"),
         Mutation::LeasesWithoutCap => (named("lan"), "even shares"),
-        Mutation::NoEndgameCancel => (named("warm"), "not told"),
+        Mutation::NoEndgameCancel => (named("throttled"), "not told"),
         Mutation::NoTakeover => (one_steward(), "copies from the origin"),
         Mutation::CompleteUnverified => (small("liar"), "calls"),
         Mutation::NoLost => (hoarder(), "never finished"),
@@ -27,7 +27,7 @@ fn shown_in(mutation: Mutation) -> (Scenario, &'static str) {
 
 /// The steward of everything freezes.
 fn one_steward() -> Scenario {
-    let mut scenario = named("steward-frozen");
+    let mut scenario = named("steward-frozen-32");
     scenario.images[0].layers = 1;
     scenario
 }
@@ -47,7 +47,7 @@ fn hoarder() -> Scenario {
 /// All have to come from one node, which others can do without only if they do not all want the
 /// same chunk.
 fn one_source() -> Scenario {
-    let mut scenario = named("warm-32");
+    let mut scenario = named("warm-48");
     scenario.warm = 1;
     scenario.images[0].layers = 1;
     scenario.limits.ratio = Some(1.13);
