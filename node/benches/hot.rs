@@ -128,18 +128,12 @@ mod store {
 
         /// As a chunk from the origin is written: a piece at a time, and read back in the end.
         fn write_ahead(&self, index: u32) {
-            let mut offset = 0;
+            let mut ahead = self.blob.begin_ahead(index).expect("the blob has it");
             for piece in self.chunk.chunks(WRITE_BYTES) {
-                self.blob
-                    .write_ahead(index, offset, piece)
-                    .expect("a piece to be written");
-                offset += piece.len() as u32;
+                ahead.write(piece).expect("a piece to be written");
             }
-            let is_new = self
-                .blob
-                .commit_chunk(index, &self.attestation)
-                .expect("a chunk to be committed");
-            assert!(is_new, "chunk {index} was here");
+            let committed = ahead.commit(&self.attestation);
+            assert!(committed.expect("a chunk to be committed"));
         }
     }
 

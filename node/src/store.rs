@@ -14,6 +14,7 @@
 //! blocking thread. Locks are fine-grained: what is done to one blob never waits for another, and
 //! no reader waits for a writer of the same blob.
 
+mod ahead;
 mod blob;
 mod demand;
 mod error;
@@ -49,6 +50,7 @@ use shoal_protocol::{
 };
 
 pub use self::{
+    ahead::Ahead,
     blob::{Blob, BlobState, WRITE_BYTES},
     demand::{Demand, DemandEvent},
     error::StoreError,

@@ -20,7 +20,7 @@ use crate::{
     clock,
     metrics::OriginOutcome,
     origin::{OriginBody, OriginError},
-    store::{Blob, StoreError},
+    store::{Ahead, Blob, StoreError},
 };
 
 /// Bytes that are gathered before they are written: fewer, larger writes, and a client that reads
@@ -311,10 +311,9 @@ impl Read {
 struct Writer {
     parts: Arc<Parts>,
     stored: Arc<Blob>,
-    /// The chunk being written, how much of it is, and its hash so far.
+    /// The chunk being written, and its bytes so far.
     index: u32,
-    offset: u32,
-    hasher: blake3::Hasher,
+    chunk: Option<Hashed>,
     /// The first chunk that is not to be written.
     end: u32,
     lease: Lease,
@@ -323,14 +322,19 @@ struct Writer {
     reported: std::time::Instant,
 }
 
+/// A chunk, hashed as it is written.
+struct Hashed {
+    ahead: Ahead,
+    hasher: blake3::Hasher,
+}
+
 impl Writer {
     fn new(read: &Read, stored: &Arc<Blob>) -> Self {
         Self {
             parts: Arc::clone(&read.parts),
             stored: Arc::clone(stored),
             index: read.lease.first,
-            offset: 0,
-            hasher: blake3::Hasher::new(),
+            chunk: None,
             end: read.lease.end.min(stored.geometry().chunks()),
             lease: read.lease,
             progress: 0,
@@ -340,12 +344,17 @@ impl Writer {
 
     /// The first byte of the blob that is not written yet.
     fn at(&self) -> u64 {
-        self.stored.geometry().range(self.index).start + u64::from(self.offset)
+        self.stored.geometry().range(self.index).start + u64::from(self.offset())
+    }
+
+    /// How much of the chunk is written.
+    fn offset(&self) -> u32 {
+        self.chunk.as_ref().map_or(0, |chunk| chunk.ahead.given())
     }
 
     /// Whether what is gathered is worth writing now, so that a client sees the first bytes early.
     fn reader_waits(&self) -> bool {
-        self.offset == 0
+        self.offset() == 0
     }
 
     async fn write(&mut self, bytes: Bytes) -> Result<(), End> {
@@ -360,46 +369,55 @@ impl Writer {
         }
         while !rest.is_empty() && self.index < self.end {
             let len = self.stored.geometry().len(self.index);
-            let piece = rest.split_to(rest.len().min((len - self.offset) as usize));
-            let (index, offset) = (self.index, self.offset);
-            let stored = Arc::clone(&self.stored);
-            let mut hasher = std::mem::take(&mut self.hasher);
-            let written = piece.len() as u32;
-            let done = spawn_blocking(move || {
-                hasher.update(&piece);
-                stored.write_ahead(index, offset, &piece).map(|()| hasher)
+            let piece = rest.split_to(rest.len().min((len - self.offset()) as usize));
+            let mut chunk = self.begun()?;
+            let written = spawn_blocking(move || {
+                chunk.hasher.update(&piece);
+                chunk.ahead.write(&piece).map(|()| chunk)
             });
-            self.hasher = done.await.map_err(|_| End::Gone)?.map_err(End::Store)?;
-            self.offset += written;
-            if self.offset == len {
-                self.commit().await?;
+            let chunk = written.await.map_err(|_| End::Gone)?.map_err(End::Store)?;
+            if chunk.ahead.given() < len {
+                self.chunk = Some(chunk);
+            } else {
+                self.commit(chunk).await?;
             }
         }
         self.report(false).await;
         Ok(())
     }
 
-    async fn commit(&mut self) -> Result<(), End> {
-        let hash = ChunkHash(*std::mem::take(&mut self.hasher).finalize().as_bytes());
-        let (index, len) = (self.index, self.offset);
+    /// The chunk being written.
+    fn begun(&mut self) -> Result<Hashed, End> {
+        if let Some(chunk) = self.chunk.take() {
+            return Ok(chunk);
+        }
+        let ahead = self.stored.begin_ahead(self.index).map_err(End::Store)?;
+        let hasher = blake3::Hasher::new();
+        Ok(Hashed { ahead, hasher })
+    }
+
+    async fn commit(&mut self, chunk: Hashed) -> Result<(), End> {
+        let Hashed { ahead, hasher } = chunk;
+        let hash = ChunkHash(*hasher.finalize().as_bytes());
+        let (index, len) = (self.index, ahead.given());
         let blob = self.stored.digest();
         let attestation = Attestation::sign(&self.parts.key, &blob, index, hash, len);
-        let stored = Arc::clone(&self.stored);
-        let committed = spawn_blocking(move || stored.commit_chunk(index, &attestation));
-        committed
+        let committed = spawn_blocking(move || ahead.commit(&attestation));
+        let is_here = committed
             .await
             .map_err(|_| End::Gone)?
             .map_err(End::Store)?;
         self.index += 1;
-        self.offset = 0;
         self.report(true).await;
-        let event = Event::ChunkStored {
-            from: None,
-            blob,
-            index,
-            len,
-        };
-        let _ = self.parts.facts.send(Fact::Event(event)).await;
+        if is_here {
+            let event = Event::ChunkStored {
+                from: None,
+                blob,
+                index,
+                len,
+            };
+            let _ = self.parts.facts.send(Fact::Event(event)).await;
+        }
         Ok(())
     }
 
@@ -424,20 +442,11 @@ impl Writer {
     /// An empty blob has one chunk of no bytes.
     async fn finish(&mut self) -> Result<(), End> {
         if self.stored.size() == 0 && self.index == 0 && self.end > 0 {
-            self.commit().await?;
+            let empty = self.begun()?;
+            self.commit(empty).await?;
         }
         self.report(true).await;
         Ok(())
-    }
-}
-
-impl Drop for Writer {
-    /// However the read ends, a chunk that is not whole is not left to readers as if it would
-    /// still grow.
-    fn drop(&mut self) {
-        if self.offset > 0 {
-            self.stored.abandon_ahead(self.index);
-        }
     }
 }
 

@@ -22,6 +22,7 @@ use tokio::sync::watch;
 
 use super::{
     Entry, Shared,
+    ahead::Ahead,
     error::StoreError,
     layout::{Home, allocate},
     lock,
@@ -226,89 +227,12 @@ impl Blob {
         Ok(true)
     }
 
-    /// Writes bytes that this node itself reads from the origin, in order from the start of the
-    /// chunk. Local readers see them at once; the chunk is not counted before
-    /// [`commit_chunk`](Self::commit_chunk). Offset 0 begins the chunk anew. Does nothing where
-    /// the chunk is here already.
+    /// Begins to write a chunk that this node itself reads from the origin.
     ///
     /// # Errors
-    /// [`StoreError::OutOfPlace`] if the bytes do not follow on the last, or do not fit the chunk;
-    /// file-system errors.
-    pub fn write_ahead(&self, index: u32, offset: u32, bytes: &[u8]) -> Result<(), StoreError> {
-        self.check_index(index)?;
-        let _writing = self.stripe(index);
-        {
-            let mut view = self.view();
-            if view.have.contains(index) {
-                return Ok(());
-            }
-            if offset == 0 {
-                view.ahead.remove(&index);
-            }
-            let at = view.ahead.get(&index).copied().unwrap_or(0);
-            let room = self.geometry().len(index).saturating_sub(offset);
-            if offset != at || bytes.len() > room as usize {
-                return Err(StoreError::OutOfPlace {
-                    digest: self.digest(),
-                    index,
-                    offset,
-                });
-            }
-        }
-        self.put(index, offset, bytes)?;
-        {
-            let mut view = self.view();
-            let end = offset + bytes.len() as u32;
-            view.ahead.insert(index, end);
-            let exposed = view.exposed.entry(index).or_default();
-            *exposed = end.max(*exposed);
-        }
-        self.publish();
-        Ok(())
-    }
-
-    /// Counts the chunk that [`write_ahead`](Self::write_ahead) has written whole; `false` if it
-    /// was counted already.
-    ///
-    /// # Errors
-    /// [`StoreError::Missing`] if bytes are wanting; [`StoreError::Mismatch`] if the attestation
-    /// names others, and then they are abandoned; file-system errors.
-    pub fn commit_chunk(&self, index: u32, attestation: &Attestation) -> Result<bool, StoreError> {
-        self.check_index(index)?;
-        let _writing = self.stripe(index);
-        {
-            let view = self.view();
-            if view.have.contains(index) {
-                return Ok(false);
-            }
-            let ahead = view.ahead.get(&index).copied().unwrap_or(0);
-            if ahead != self.geometry().len(index) {
-                return Err(StoreError::Missing {
-                    digest: self.digest(),
-                    index,
-                });
-            }
-        }
-        // Read back, and not hashed on the way in: what counts is what the disk gives.
-        if !self.holds(index, attestation) {
-            self.view().ahead.remove(&index);
-            self.publish();
-            return Err(StoreError::Mismatch {
-                digest: self.digest(),
-                index,
-            });
-        }
-        self.admit(index, attestation)?;
-        Ok(true)
-    }
-
-    /// Takes back bytes written ahead: the read from the origin broke off. A reader that has had
-    /// them waits for the chunk, and is broken off if it turns out to hold other bytes.
-    pub fn abandon_ahead(&self, index: u32) {
-        let _writing = self.stripe(index);
-        if self.view().ahead.remove(&index).is_some() {
-            self.publish();
-        }
+    /// [`StoreError::OutOfPlace`] if there is no such chunk.
+    pub fn begin_ahead(self: &Arc<Self>, index: u32) -> Result<Ahead, StoreError> {
+        Ahead::begin(Arc::clone(self), index)
     }
 
     /// A chunk and who vouches for it, to be sent to a peer. Not hashed again: the receiver does.
@@ -447,8 +371,7 @@ impl Blob {
             (BlobState::Complete, _) => self.size(),
             (BlobState::Partial, None) => self.size().saturating_sub(1),
             (BlobState::Partial, Some(index)) => {
-                let ahead = view.ahead.get(&index).copied().unwrap_or(0);
-                let visible = self.geometry().range(index).start + u64::from(ahead);
+                let visible = self.geometry().range(index).start + u64::from(view.ahead(index));
                 visible.min(self.size().saturating_sub(1))
             }
         };
@@ -511,7 +434,7 @@ impl Blob {
 
     /// Writes bytes of a chunk. Where readers may have had others in their place, those readers
     /// are told. The caller holds the stripe.
-    fn put(&self, index: u32, offset: u32, bytes: &[u8]) -> Result<(), StoreError> {
+    pub(super) fn put(&self, index: u32, offset: u32, bytes: &[u8]) -> Result<(), StoreError> {
         let start = self.geometry().range(index).start + u64::from(offset);
         let exposed = self.view().exposed.get(&index).copied().unwrap_or(0);
         let overlap = exposed.saturating_sub(offset).min(bytes.len() as u32);
@@ -522,7 +445,7 @@ impl Blob {
                 != bytes[..overlap as usize];
         if differs {
             // Nobody may begin to read the old bytes any more.
-            self.view().ahead.remove(&index);
+            self.view().hide_ahead(index);
         }
         let written = self.write(start, bytes);
         if differs {
@@ -540,7 +463,7 @@ impl Blob {
     }
 
     /// Counts a chunk whose bytes are written and checked. The caller holds the stripe.
-    fn admit(&self, index: u32, attestation: &Attestation) -> Result<(), StoreError> {
+    pub(super) fn admit(&self, index: u32, attestation: &Attestation) -> Result<(), StoreError> {
         self.append(index, Some(attestation))?;
         {
             let mut view = self.view();
@@ -563,22 +486,22 @@ impl Blob {
     }
 
     /// Whether the disk holds what is attested.
-    fn holds(&self, index: u32, attestation: &Attestation) -> bool {
+    pub(super) fn holds(&self, index: u32, attestation: &Attestation) -> bool {
         attestation.len == self.geometry().len(index)
             && self
                 .read(self.geometry().range(index))
                 .is_ok_and(|bytes| attestation.covers(&bytes))
     }
 
-    fn has(&self, index: u32) -> bool {
+    pub(super) fn has(&self, index: u32) -> bool {
         self.view().have.contains(index)
     }
 
-    fn stripe(&self, index: u32) -> MutexGuard<'_, ()> {
+    pub(super) fn stripe(&self, index: u32) -> MutexGuard<'_, ()> {
         lock(&self.stripes[index as usize % STRIPES])
     }
 
-    fn check_index(&self, index: u32) -> Result<(), StoreError> {
+    pub(super) fn check_index(&self, index: u32) -> Result<(), StoreError> {
         if index < self.geometry().chunks() {
             Ok(())
         } else {

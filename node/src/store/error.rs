@@ -125,7 +125,7 @@ pub enum StoreError {
         /// The chunk.
         index: u32,
     },
-    /// The blob has no such chunk, or the bytes do not follow on those written ahead before.
+    /// The blob has no such chunk, or the chunk no such bytes.
     #[error("bytes at {offset} of chunk {index} of {digest} are out of place")]
     OutOfPlace {
         /// The blob.

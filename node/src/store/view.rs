@@ -11,8 +11,10 @@ use crate::content::PullError;
 pub(super) struct View {
     pub(super) state: BlobState,
     pub(super) have: Bitfield,
-    /// Bytes from the start of a chunk that this node itself has read from the origin so far.
-    pub(super) ahead: BTreeMap<u32, u32>,
+    /// Chunks that this node itself reads from the origin.
+    pub(super) ahead: BTreeMap<u32, Progress>,
+    /// Counts those that were begun.
+    turns: u64,
     /// Bytes from the start of a chunk that were in `ahead` at some time, and may have been read.
     pub(super) exposed: BTreeMap<u32, u32>,
     /// The last change of bytes that may have been read, by chunk.
@@ -22,6 +24,17 @@ pub(super) struct View {
     /// How often readers were broken off, and why the last time.
     pub(super) failures: u64,
     pub(super) failure: Option<PullError>,
+}
+
+/// Who writes a chunk that is read from the origin: the one that began it last.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Turn(u64);
+
+/// How much of a chunk is here that is read from the origin.
+pub(super) struct Progress {
+    turn: Turn,
+    /// Bytes from its start.
+    end: u32,
 }
 
 /// How far a reader knows of changes and failures.
@@ -44,12 +57,55 @@ impl View {
             state,
             have,
             ahead: BTreeMap::new(),
+            turns: 0,
             exposed: BTreeMap::new(),
             changes: BTreeMap::new(),
             epoch: 0,
             failures: 0,
             failure: None,
         }
+    }
+
+    /// How many bytes of a chunk are here, where it is being read from the origin.
+    pub(super) fn ahead(&self, index: u32) -> u32 {
+        self.ahead.get(&index).map_or(0, |progress| progress.end)
+    }
+
+    /// Whoever began the chunk before writes no more of it; nobody does where it is here.
+    pub(super) fn begin_ahead(&mut self, index: u32) -> Turn {
+        self.turns += 1;
+        let turn = Turn(self.turns);
+        if !self.have.contains(index) {
+            self.ahead.insert(index, Progress { turn, end: 0 });
+        }
+        turn
+    }
+
+    pub(super) fn is_turn(&self, index: u32, turn: Turn) -> bool {
+        let progress = self.ahead.get(&index);
+        progress.is_some_and(|progress| progress.turn == turn)
+    }
+
+    /// Shows bytes up to `end`, unless the chunk was begun anew or is here.
+    pub(super) fn extend_ahead(&mut self, index: u32, turn: Turn, end: u32) {
+        let progress = self.ahead.get_mut(&index);
+        if let Some(progress) = progress.filter(|progress| progress.turn == turn) {
+            progress.end = end;
+            let exposed = self.exposed.entry(index).or_default();
+            *exposed = end.max(*exposed);
+        }
+    }
+
+    /// Shows nothing of the chunk until more is written.
+    pub(super) fn hide_ahead(&mut self, index: u32) {
+        if let Some(progress) = self.ahead.get_mut(&index) {
+            progress.end = 0;
+        }
+    }
+
+    /// Takes back what was written; `false` if there is nothing, or the chunk was begun anew.
+    pub(super) fn end_ahead(&mut self, index: u32, turn: Turn) -> bool {
+        self.is_turn(index, turn) && self.ahead.remove(&index).is_some()
     }
 
     /// Notes that bytes of a chunk that may have been read are no longer what they were.

@@ -7,7 +7,7 @@ use shoal_protocol::{limits::CHUNK_BYTES_MIN, message::BlobKind};
 use tempfile::TempDir;
 
 use super::support::*;
-use crate::store::{Blob, BlobState, Store, Verdict};
+use crate::store::{Ahead, Blob, BlobState, Store, Verdict};
 
 const CHUNKS: u32 = 3;
 
@@ -23,11 +23,15 @@ enum Step {
         index: u32,
     },
     /// A chunk is read from the origin, up to this share of its bytes in sixteenths, and
-    /// committed if that is all of them.
+    /// committed if that is all of them. Others may be reading it.
     Ahead {
         index: u32,
         sixteenths: u32,
         truth: bool,
+    },
+    /// The first of those who read this chunk reads what is left of it, and commits it.
+    Resume {
+        index: u32,
     },
     Abandon {
         index: u32,
@@ -59,6 +63,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => index.clone().prop_map(|index| Step::Damaged { index }),
         4 => (index.clone(), prop_oneof![0..17u32, Just(16)], prop::bool::weighted(0.8))
             .prop_map(|(index, sixteenths, truth)| Step::Ahead { index, sixteenths, truth }),
+        2 => index.clone().prop_map(|index| Step::Resume { index }),
         1 => index.clone().prop_map(|index| Step::Abandon { index }),
         2 => index.clone().prop_map(|index| Step::Drop { index }),
         1 => index.clone().prop_map(|index| Step::Check { index }),
@@ -79,9 +84,21 @@ struct World {
     open: Option<(Store, Arc<Blob>)>,
     /// The chunks that should count, and whether with the true bytes.
     have: BTreeMap<u32, bool>,
+    /// Those who read chunks from the origin, and who of them may write each chunk.
+    reads: Vec<Reading>,
+    turns: BTreeMap<u32, usize>,
+    begun: usize,
     complete: bool,
     /// Complete, and in its place.
     settled: bool,
+}
+
+/// A chunk that is being read from the origin.
+struct Reading {
+    index: u32,
+    number: usize,
+    truth: bool,
+    ahead: Ahead,
 }
 
 impl World {
@@ -104,6 +121,9 @@ impl World {
             lie,
             open: None,
             have: BTreeMap::new(),
+            reads: Vec::new(),
+            turns: BTreeMap::new(),
+            begun: 0,
             complete: false,
             settled: false,
         };
@@ -120,6 +140,8 @@ impl World {
     }
 
     fn stop(&mut self) {
+        self.reads.clear();
+        self.turns.clear();
         let (store, blob) = self.open.take().unwrap();
         drop(store);
         // What runs in the background holds the lock; the crashes in between it has its own test.
@@ -145,7 +167,7 @@ impl World {
                     .write_chunk(index, sample.chunk(index), &sample.attestation(index))
                     .unwrap();
                 assert_eq!(new, !self.have.contains_key(&index));
-                self.have.entry(index).or_insert(truth);
+                self.arrived(index, truth);
             }
             Step::Damaged { index } => {
                 let (bytes, attestation) = (self.lie.chunk(index), self.truth.attestation(index));
@@ -160,20 +182,38 @@ impl World {
                 let (blob, sample) = (self.blob(), self.sample(truth));
                 let chunk = sample.chunk(index);
                 let upto = chunk.len() * sixteenths as usize / 16;
-                blob.write_ahead(index, 0, &chunk[..upto / 2]).unwrap();
-                blob.write_ahead(index, (upto / 2) as u32, &chunk[upto / 2..upto])
-                    .unwrap();
-                let committed = blob.commit_chunk(index, &sample.attestation(index));
-                let known = self.have.contains_key(&index);
-                assert_eq!(
-                    committed.ok(),
-                    (known || sixteenths == 16).then_some(!known)
-                );
+                let mut ahead = blob.begin_ahead(index).unwrap();
+                ahead.write(&chunk[..upto / 2]).unwrap();
+                ahead.write(&chunk[upto / 2..upto]).unwrap();
+                self.begun += 1;
+                let number = self.begun;
+                if !self.have.contains_key(&index) {
+                    self.turns.insert(index, number);
+                }
+                let reading = Reading {
+                    index,
+                    number,
+                    truth,
+                    ahead,
+                };
                 if sixteenths == 16 {
-                    self.have.entry(index).or_insert(truth);
+                    self.finish(reading);
+                } else {
+                    self.reads.push(reading);
                 }
             }
-            Step::Abandon { index } => self.blob().abandon_ahead(index),
+            Step::Resume { index } => {
+                if let Some(reading) = self.first_read(index) {
+                    self.finish(reading);
+                }
+            }
+            Step::Abandon { index } => {
+                if let Some(reading) = self.first_read(index)
+                    && self.turns.get(&index) == Some(&reading.number)
+                {
+                    self.turns.remove(&index);
+                }
+            }
             Step::Drop { index } => {
                 let dropped = self.blob().drop_chunk(index).unwrap();
                 assert_eq!(dropped, self.have.remove(&index).is_some());
@@ -235,6 +275,35 @@ impl World {
                 }
                 self.have.remove(&index);
             }
+        }
+    }
+
+    fn arrived(&mut self, index: u32, truth: bool) {
+        self.have.entry(index).or_insert(truth);
+        self.turns.remove(&index);
+    }
+
+    fn first_read(&mut self, index: u32) -> Option<Reading> {
+        let at = self.reads.iter().position(|read| read.index == index)?;
+        Some(self.reads.remove(at))
+    }
+
+    fn finish(&mut self, reading: Reading) {
+        let Reading {
+            index,
+            number,
+            truth,
+            mut ahead,
+        } = reading;
+        let sample = self.sample(truth);
+        ahead
+            .write(&sample.chunk(index)[ahead.given() as usize..])
+            .unwrap();
+        let committed = ahead.commit(&sample.attestation(index)).unwrap();
+        let is_its_turn = self.turns.get(&index) == Some(&number);
+        assert_eq!(committed, self.have.contains_key(&index) || is_its_turn);
+        if is_its_turn {
+            self.arrived(index, truth);
         }
     }
 

@@ -47,8 +47,9 @@ fn a_partial_blob_resumes_with_the_chunks_that_still_hash() {
         sample.write(&blob, index);
     }
     // Bytes that were never committed do not count.
-    blob.write_ahead(2, 0, sample.chunk(2)).unwrap();
-    drop((store, blob));
+    let mut ahead = blob.begin_ahead(2).unwrap();
+    ahead.write(sample.chunk(2)).unwrap();
+    drop((store, blob, ahead));
     flip(&partial_file(&dir, &sample.digest), CHUNK_BYTES_MIN + 77);
 
     let store = open(&dir);

@@ -80,10 +80,11 @@ async fn a_reader_sees_what_its_own_node_reads_from_the_origin_at_once() {
         .begin(sample.digest, BlobKind::Blob, sample.size())
         .unwrap();
     let mut stream = read_all(&blob);
-    blob.write_ahead(0, 0, &sample.bytes[..1000]).unwrap();
+    let mut ahead = blob.begin_ahead(0).unwrap();
+    ahead.write(&sample.bytes[..1000]).unwrap();
     assert_eq!(drain(&mut stream, 1000).await, sample.bytes[..1000]);
     // The origin breaks off; a peer has the same chunk, and the reader goes on.
-    blob.abandon_ahead(0);
+    drop(ahead);
     assert_waits(&mut stream).await;
     sample.write(&blob, 0);
     assert_eq!(blob.verify().await, Verdict::Matches);
@@ -103,9 +104,10 @@ async fn a_reader_that_was_given_other_bytes_than_the_blobs_is_broken_off() {
         .begin(sample.digest, BlobKind::Blob, sample.size())
         .unwrap();
     let mut fooled = read_all(&blob);
-    blob.write_ahead(0, 0, &[9; 1000]).unwrap();
+    let mut ahead = blob.begin_ahead(0).unwrap();
+    ahead.write(&[9; 1000]).unwrap();
     assert_eq!(drain(&mut fooled, 1000).await, [9; 1000]);
-    blob.abandon_ahead(0);
+    drop(ahead);
     let mut patient = read_all(&blob);
     sample.write(&blob, 0);
     assert_eq!(blob.verify().await, Verdict::Matches);

@@ -149,28 +149,48 @@ fn bytes_written_ahead_count_once_they_are_committed() {
     let store = open(&dir);
     let sample = Sample::new(1, 100);
     let blob = store.begin(sample.digest, BlobKind::Blob, 100).unwrap();
-    blob.write_ahead(0, 0, &sample.bytes[..60]).unwrap();
-    let gap = blob.write_ahead(0, 61, &sample.bytes[61..]).unwrap_err();
-    assert!(
-        matches!(gap, StoreError::OutOfPlace { offset: 61, .. }),
-        "{gap}"
-    );
-    let early = blob.commit_chunk(0, &sample.attestation(0)).unwrap_err();
+    let mut early = blob.begin_ahead(0).unwrap();
+    early.write(&sample.bytes[..60]).unwrap();
+    let early = early.commit(&sample.attestation(0)).unwrap_err();
     assert!(matches!(early, StoreError::Missing { .. }), "{early}");
+    let mut other = blob.begin_ahead(0).unwrap();
+    other.write(&sample.bytes[..60]).unwrap();
+    let more = other.write(&[0; 41]).unwrap_err();
     assert!(
-        blob.write_ahead(0, 60, &[0; 41]).is_err(),
-        "more than the chunk holds"
+        matches!(more, StoreError::OutOfPlace { offset: 60, .. }),
+        "{more}"
     );
-    blob.write_ahead(0, 60, &sample.bytes[60..]).unwrap();
+    other.write(&sample.bytes[60..]).unwrap();
     assert_eq!(blob.have().count(), 0);
-    let other = attest(&sample.digest, 0, &[0; 100]);
     assert!(matches!(
-        blob.commit_chunk(0, &other),
+        other.commit(&attest(&sample.digest, 0, &[0; 100])),
         Err(StoreError::Mismatch { .. })
     ));
-    blob.write_ahead(0, 0, &sample.bytes).unwrap();
-    assert!(blob.commit_chunk(0, &sample.attestation(0)).unwrap());
-    assert!(!blob.commit_chunk(0, &sample.attestation(0)).unwrap());
+    let mut whole = blob.begin_ahead(0).unwrap();
+    whole.write(&sample.bytes).unwrap();
+    assert!(whole.commit(&sample.attestation(0)).unwrap());
+    assert_eq!(blob.read_chunk(0).unwrap().0, sample.bytes);
+}
+
+#[test]
+fn of_two_that_read_a_chunk_from_the_origin_the_later_writes_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let sample = Sample::new(1, 100);
+    let blob = store.begin(sample.digest, BlobKind::Blob, 100).unwrap();
+    let mut former = blob.begin_ahead(0).unwrap();
+    former.write(&sample.bytes[..60]).unwrap();
+    let mut later = blob.begin_ahead(0).unwrap();
+    later.write(&sample.bytes[..10]).unwrap();
+    former.write(&[9; 40]).unwrap();
+    assert!(!former.commit(&sample.attestation(0)).unwrap());
+    later.write(&sample.bytes[10..]).unwrap();
+    assert!(later.commit(&sample.attestation(0)).unwrap());
+    assert_eq!(blob.read_chunk(0).unwrap().0, sample.bytes);
+    // Nor does anyone write where the chunk is already.
+    let mut last = blob.begin_ahead(0).unwrap();
+    last.write(&[9; 100]).unwrap();
+    assert!(last.commit(&sample.attestation(0)).unwrap());
     assert_eq!(blob.read_chunk(0).unwrap().0, sample.bytes);
 }
 
