@@ -54,7 +54,10 @@ fn exchange(nodes: usize, image: &Image) {
         .iter()
         .map(|node| node.peak_resident_bytes() / 1_000_000)
         .collect();
-    println!("peak resident MB: {peaks:?}");
+    println!(
+        "peak resident MB: {peaks:?}; {:.3} copies",
+        origin.copies(image)
+    );
     let highest = peaks.iter().max().expect("there are nodes");
     assert!(
         highest * 1_000_000 <= RESIDENT_BYTES_MAX,
