@@ -40,6 +40,11 @@ pub(super) fn on(error: &OriginError, what: Checked, findings: &Findings<'_>) ->
         OriginError::NotFound(_) if what == Checked::Reach => {
             "correct the URL in --origin {upstream}=URL: a registry answers below /v2/ of it"
         }
+        OriginError::NotFound(_) | OriginError::Truncated { .. } | OriginError::Invalid(_)
+            if what == Checked::Blob =>
+        {
+            "push or copy the image there again: what it names is missing there, or damaged"
+        }
         OriginError::NotFound(_) => {
             "correct the image's name; some registries say the same to whom may not read it"
         }

@@ -110,15 +110,15 @@ async fn credentials(site: &Site, challenge: &Challenge) -> Result<Found<Option<
     })?;
     let place = match (&site.credentials, &site.docker_config) {
         (Some(_), _) => "the configuration".to_owned(),
-        (None, Some(file)) => format!("docker's {}", file.display()),
+        (None, Some(file)) => format!("docker's configuration {}", file.display()),
         (None, None) => "docker's configuration, which this user does not have".to_owned(),
     };
     let detail = match (&found, challenge) {
-        (Some(Login::Password { .. }), _) => format!("a user name and password, of {place}"),
-        (Some(Login::RefreshToken(_)), _) => format!("an identity token, of {place}"),
-        (None, Challenge::Basic) => format!("none are known, by {place}"),
+        (Some(Login::Password { .. }), _) => format!("a user name and password from {place}"),
+        (Some(Login::RefreshToken(_)), _) => format!("an identity token from {place}"),
+        (None, Challenge::Basic) => format!("none are known from {place}"),
         (None, Challenge::Bearer { .. }) => {
-            format!("none are known, by {place}; what is public can be read without")
+            format!("none are known from {place}; what is public can be read without")
         }
     };
     Ok(Found::new(found, detail))
@@ -144,7 +144,7 @@ async fn log_in(
     }
     body::collect_refusal(response).await;
     let detail = match challenge {
-        Challenge::Basic => "it takes them".to_owned(),
+        Challenge::Basic => "the registry takes them".to_owned(),
         Challenge::Bearer { realm, .. } => {
             format!(
                 "{} gave a token for them, and the registry takes it",

@@ -313,6 +313,7 @@ async fn a_damaged_manifest_is_told_from_a_missing_image() {
     let expected = [("reach", true), ("tag", true), ("blob", false)];
     assert_eq!(outcomes(&origin), expected);
     assert!(origin.checks[2].detail.contains("damaged"), "{origin:?}");
+    assert!(origin.checks[2].todo.as_ref().unwrap().contains("again"));
 }
 
 #[tokio::test]
