@@ -12,7 +12,7 @@ mod advice;
 mod registry;
 mod storage;
 
-use std::time::Duration;
+use std::{sync::atomic::AtomicU64, time::Duration};
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -145,8 +145,8 @@ async fn check(
         upstream,
         storage: place.storage().is_some(),
         checks: Vec::new(),
-        manifest_gets: 0,
     };
+    let manifest_gets = AtomicU64::new(0);
     let usable = match (place.site(), place.storage()) {
         (Some(site), _) => registry::site(&mut findings, site).await,
         (None, Some(storage)) => storage::layout(&mut findings, storage).await,
@@ -159,21 +159,18 @@ async fn check(
         };
         let source = place.source(&hint);
         match &source {
-            Source::Registry(registry) => registry::image(&mut findings, registry, tag).await,
+            Source::Registry(registry) => {
+                registry::image(&mut findings, registry, tag, &manifest_gets).await;
+            }
             Source::Storage(storage) => storage::image(&mut findings, storage, &hint, tag).await,
         }
     }
-    let Findings {
-        checks,
-        manifest_gets,
-        ..
-    } = findings;
     OriginCheck {
         upstream: upstream.clone(),
         url: place.health().url().to_owned(),
-        checks,
+        checks: findings.checks,
         requests: place.sent() - before,
-        manifest_gets,
+        manifest_gets: manifest_gets.into_inner(),
     }
 }
 
@@ -198,24 +195,17 @@ struct Findings<'a> {
     /// Whether the origin is a directory or a bucket.
     storage: bool,
     checks: Vec<Check>,
-    manifest_gets: u64,
 }
 
 /// What one step has found, and what is told of it.
 struct Found<T> {
     value: T,
     detail: String,
-    /// GETs of manifests that it took.
-    manifest_gets: u64,
 }
 
 impl<T> Found<T> {
     fn new(value: T, detail: String) -> Self {
-        Self {
-            value,
-            detail,
-            manifest_gets: 0,
-        }
+        Self { value, detail }
     }
 }
 
@@ -243,12 +233,7 @@ impl Findings<'_> {
         let outcome = tried.await;
         let took = began.elapsed();
         match outcome {
-            Ok(Found {
-                value,
-                detail,
-                manifest_gets,
-            }) => {
-                self.manifest_gets += manifest_gets;
+            Ok(Found { value, detail }) => {
                 self.note(what, true, detail, None, took);
                 Some(value)
             }
@@ -282,17 +267,13 @@ impl Findings<'_> {
     }
 }
 
-/// The first blob that a manifest names, by way of the first manifest of an index, and how many manifests
-/// were read for it with `read`.
-async fn first_blob<F>(
-    digest: Digest,
-    read: impl Fn(Digest) -> F,
-) -> Result<(Digest, u64), OriginError>
+/// The first blob that a manifest names, by way of the first manifest of an index; each is read with `read`.
+async fn first_blob<F>(digest: Digest, read: impl Fn(Digest) -> F) -> Result<Digest, OriginError>
 where
     F: Future<Output = Result<OriginBody, OriginError>>,
 {
     let mut next = digest;
-    for reads in 1..=INDEX_DEPTH_MAX {
+    for _ in 0..INDEX_DEPTH_MAX {
         let subject = format!("manifest {next}");
         let manifest = body::gather(read(next).await?.stream, &subject).await?;
         let document = document(&manifest, &next, &subject)?;
@@ -305,7 +286,7 @@ where
             OriginError::Invalid(format!("{subject} names `{}`: {problem}", named.digest))
         })?;
         if entry.is_none() {
-            return Ok((named_digest, reads as u64));
+            return Ok(named_digest);
         }
         next = named_digest;
     }

@@ -1,5 +1,7 @@
 //! The check of a registry.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use reqwest::{
     Method, Response, StatusCode,
     header::{HeaderMap, HeaderValue},
@@ -155,10 +157,16 @@ async fn log_in(
     Ok(Found::new((), detail))
 }
 
-/// Whether the image is there, how many pulls the registry still gives, and where blobs come from.
-pub(super) async fn image(findings: &mut Findings<'_>, registry: &Registry<'_>, tag: &Tag) {
+/// Whether the image is there, how many pulls the registry still gives, and where blobs come from. GETs of
+/// manifests are counted, answered or not.
+pub(super) async fn image(
+    findings: &mut Findings<'_>,
+    registry: &Registry<'_>,
+    tag: &Tag,
+    manifest_gets: &AtomicU64,
+) {
     let asked = async {
-        timeout(TAG_TIMEOUT, ask_tag(registry, tag))
+        timeout(TAG_TIMEOUT, ask_tag(registry, tag, manifest_gets))
             .await
             .unwrap_or_else(|_| {
                 let (hint, seconds) = (registry.hint, TAG_TIMEOUT.as_secs());
@@ -178,15 +186,15 @@ pub(super) async fn image(findings: &mut Findings<'_>, registry: &Registry<'_>, 
             return;
         }
     }
-    findings
-        .step(Checked::Blob, read_blob(registry, digest))
-        .await;
+    let tried = read_blob(registry, digest, manifest_gets);
+    findings.step(Checked::Blob, tried).await;
 }
 
 /// What the tag names, by HEAD where the registry answers that with a digest, and what it says of limits.
 async fn ask_tag(
     registry: &Registry<'_>,
     tag: &Tag,
+    manifest_gets: &AtomicU64,
 ) -> Result<Found<(Digest, Option<AllowanceStats>)>, Failure> {
     let path = format!("{}/manifests/{tag}", registry.hint.repository);
     let asking = registry
@@ -204,16 +212,13 @@ async fn ask_tag(
         let detail = format!("{tag} names {digest}, by HEAD, which counts as no pull");
         return Ok(Found::new((digest, allowance), detail));
     }
+    manifest_gets.fetch_add(1, Ordering::Relaxed);
     let manifest = manifest::read(asking.get().await?, &asking.subject).await?;
     let digest = manifest::digest_of(&manifest);
     let detail = format!(
         "{tag} names {digest}; it does not say so to HEAD, so that each question about a tag is a GET"
     );
-    let found = Found::new((digest, allowance), detail);
-    Ok(Found {
-        manifest_gets: 1,
-        ..found
-    })
+    Ok(Found::new((digest, allowance), detail))
 }
 
 /// Whether enough pulls are left to spend one on a check.
@@ -250,12 +255,17 @@ fn judge(allowance: &AllowanceStats) -> Result<Found<()>, Failure> {
 }
 
 /// Whether a byte of the image's first blob comes, from which host, and whether it takes ranges.
-async fn read_blob(registry: &Registry<'_>, digest: Digest) -> Result<Found<()>, Failure> {
+async fn read_blob(
+    registry: &Registry<'_>,
+    digest: Digest,
+    manifest_gets: &AtomicU64,
+) -> Result<Found<()>, Failure> {
     let read = |digest: Digest| async move {
+        manifest_gets.fetch_add(1, Ordering::Relaxed);
         let kind = BlobKind::Manifest;
         registry.read(&digest, kind, 0, None).await
     };
-    let (blob, manifest_gets) = first_blob(digest, read).await?;
+    let blob = first_blob(digest, read).await?;
     let asking = registry.asking_blob(&blob).with_range("bytes=0-0");
     let Answer {
         response,
@@ -266,13 +276,22 @@ async fn read_blob(registry: &Registry<'_>, digest: Digest) -> Result<Found<()>,
     } else {
         "the registry itself".to_owned()
     };
-    let empty = || ContentRange::of(response.headers()).is_some_and(|range| range.size == Some(0));
+    let part = ContentRange::of(response.headers());
+    let empty = part.is_some_and(|part| part.size == Some(0));
     let ranges = match response.status() {
-        StatusCode::PARTIAL_CONTENT => {
-            body::collect(response, 1, &asking.subject).await?;
+        StatusCode::PARTIAL_CONTENT if part.and_then(|part| part.range) == Some((0, 1)) => {
+            let byte = body::stream(response, Some(1), 1, asking.subject.clone());
+            body::gather(byte, &asking.subject).await?;
             "ranges are answered"
         }
-        StatusCode::RANGE_NOT_SATISFIABLE if empty() => "ranges are answered",
+        StatusCode::PARTIAL_CONTENT => {
+            let subject = &asking.subject;
+            let text = format!(
+                "{subject}: asked for its first byte, the origin answers with another part"
+            );
+            return Err(OriginError::Invalid(text).into());
+        }
+        StatusCode::RANGE_NOT_SATISFIABLE if empty => "ranges are answered",
         // The rest of it is left where it is.
         StatusCode::OK => {
             "ranges are not answered, so that each blob is read in one stream, by one node, and from its \
@@ -281,11 +300,7 @@ async fn read_blob(registry: &Registry<'_>, digest: Digest) -> Result<Found<()>,
         _ => return Err(refusal::error(response, &asking.subject).await.into()),
     };
     let detail = format!("a byte of {} came from {place}; {ranges}", blob.short());
-    let found = Found::new((), detail);
-    Ok(Found {
-        manifest_gets,
-        ..found
-    })
+    Ok(Found::new((), detail))
 }
 
 fn host(response: &Response) -> String {

@@ -31,7 +31,7 @@ pub(super) async fn image(findings: &mut Findings<'_>, storage: &Storage, hint: 
             let kind = BlobKind::Manifest;
             storage.read(hint, &digest, kind, 0, None).await
         };
-        let (blob, _) = first_blob(digest, read).await?;
+        let blob = first_blob(digest, read).await?;
         let body = storage
             .read(hint, &blob, BlobKind::Blob, 0, Some(1))
             .await?;

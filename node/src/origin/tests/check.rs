@@ -314,6 +314,22 @@ async fn a_damaged_manifest_is_told_from_a_missing_image() {
     assert_eq!(outcomes(&origin), expected);
     assert!(origin.checks[2].detail.contains("damaged"), "{origin:?}");
     assert!(origin.checks[2].todo.as_ref().unwrap().contains("again"));
+    assert_eq!(origin.manifest_gets, 1, "it was read, if in vain");
+}
+
+#[tokio::test]
+async fn another_part_of_a_blob_than_was_asked_for_is_no_answer() {
+    let app = App::new();
+    let registry = Fake::start(move |seen, _| {
+        if seen.target.contains("/blobs/") {
+            return answer(206, &[("content-range", "bytes 1-1/20")], "h");
+        }
+        app.answer(seen)
+    })
+    .await;
+    let origin = check_one(&at(&registry), true).await;
+    let expected = [("reach", true), ("tag", true), ("blob", false)];
+    assert_eq!(outcomes(&origin), expected, "{origin:?}");
 }
 
 #[tokio::test]
