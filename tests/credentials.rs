@@ -24,7 +24,7 @@ const LOGINS: [(&str, &str); 3] = [
 ];
 
 /// The same, as `htpasswd -B` writes them.
-const HTPASSWD: &str = "\
+pub(crate) const HTPASSWD: &str = "\
 AWS:$2b$04$ELxy6v/Z.ofOAeLMQs9i1OUdtwhIhMqKajbL8FerIvq43azT0TGP6
 oauth2accesstoken:$2b$04$IcPRDOCfowEUWcO9psPaJ.vbdfisGZPwtJ/HL/rbJfPZKtIJfDFsC
 _json_key:$2b$04$hzcouM44AyYBjAhnW.elC..JWEtX9JboXRJhp8Q81ucecy84dnd5K

@@ -17,6 +17,7 @@
 mod access;
 mod buckets;
 mod carry;
+mod check;
 mod cli;
 mod clients;
 mod cluster;

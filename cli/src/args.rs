@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use crate::commands::{
     cluster::ClusterArgs, demo::DemoArgs, export::ExportArgs, import::ImportArgs, node::NodeArgs,
-    pull::PullArgs, setup::SetupArgs, stats::StatsArgs,
+    origin::OriginArgs, pull::PullArgs, setup::SetupArgs, stats::StatsArgs,
 };
 
 /// Pull container images through a swarm: a registry mirror on every host, one read of the origin.
@@ -28,6 +28,7 @@ pub(crate) enum Command {
     Import(ImportArgs),
     Stats(StatsArgs),
     Setup(SetupArgs),
+    Origin(OriginArgs),
     Cluster(ClusterArgs),
     Demo(DemoArgs),
 }

@@ -6,6 +6,7 @@ pub(crate) mod demo;
 pub(crate) mod export;
 pub(crate) mod import;
 pub(crate) mod node;
+pub(crate) mod origin;
 pub(crate) mod pull;
 pub(crate) mod setup;
 pub(crate) mod stats;
@@ -51,6 +52,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Import(args) => import::run(args).await.map(|()| ExitCode::SUCCESS),
             Command::Stats(args) => stats::run(args).await.map(|()| ExitCode::SUCCESS),
             Command::Setup(args) => setup::run(args).await,
+            Command::Origin(args) => origin::run(args).await,
             Command::Cluster(args) => cluster::run(args),
             Command::Demo(args) => demo::run(args).await,
         }

@@ -20,6 +20,7 @@ mod batches;
 mod body;
 mod breaker;
 mod challenge;
+mod check;
 mod config;
 mod credentials;
 mod error;
@@ -63,6 +64,7 @@ use shoal_protocol::{
 pub use self::{
     access::Access,
     allowance::Reserve,
+    check::{Check, Checked, OriginCheck},
     config::{Credentials, OriginConfigError, OriginSpec, OriginsConfig, Secret},
     error::OriginError,
 };

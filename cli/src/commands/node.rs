@@ -1,6 +1,6 @@
 //! `shoal node`: the daemon.
 
-use std::{io, path::PathBuf, process::ExitCode, thread, time::Duration};
+use std::{collections::BTreeMap, io, path::PathBuf, process::ExitCode, thread, time::Duration};
 
 use shoal_node::config::{Config, DEFAULT_FILE, RawConfig};
 use tokio_util::sync::CancellationToken;
@@ -59,13 +59,8 @@ pub(crate) struct NodeArgs {
     /// The rack that it is in, within its zone
     #[arg(long, value_name = "NAME")]
     rack: Option<String>,
-    /// Where an upstream is read: a registry, file:///PATH or s3://BUCKET; repeatable, for one upstream too, in the
-    /// order in which they are asked [default: https://UPSTREAM]
-    #[arg(long, value_name = "UPSTREAM=URL")]
-    origin: Vec<String>,
-    /// PEM certificates to trust for an upstream; repeatable
-    #[arg(long, value_name = "UPSTREAM=FILE")]
-    origin_ca: Vec<String>,
+    #[command(flatten)]
+    origins: OriginSettings,
     /// Who may read an upstream: open, or origin (whom the origin lets); repeatable [default: open]
     #[arg(long, value_name = "UPSTREAM=RULE")]
     access: Vec<String>,
@@ -75,22 +70,34 @@ pub(crate) struct NodeArgs {
     /// Disk to leave free [default: 1GiB]
     #[arg(long, value_name = "SIZE")]
     min_free: Option<String>,
-    /// Credentials of the origins [default: $DOCKER_CONFIG/config.json or ~/.docker/config.json]
-    #[arg(long, value_name = "FILE")]
-    docker_config: Option<String>,
     /// How long a tag is used before the origin is asked again [default: 10s]
     #[arg(long, value_name = "TIME")]
     tag_ttl: Option<String>,
     /// How long its last known answer is given while the origin cannot be asked [default: 7d]
     #[arg(long, value_name = "TIME")]
     tag_stale: Option<String>,
+    /// Stop when stdin ends, so that no daemon outlives the program that started it.
+    #[arg(long, hide = true)]
+    exit_with_parent: bool,
+}
+
+/// Where content comes from, and as whom this node asks for it.
+#[derive(Debug, clap::Args)]
+pub(super) struct OriginSettings {
+    /// Where an upstream is read: a registry, file:///PATH or s3://BUCKET; repeatable, for one upstream too, in the
+    /// order in which they are asked [default: https://UPSTREAM]
+    #[arg(long, value_name = "UPSTREAM=URL")]
+    origin: Vec<String>,
+    /// PEM certificates to trust for an upstream; repeatable
+    #[arg(long, value_name = "UPSTREAM=FILE")]
+    origin_ca: Vec<String>,
+    /// Credentials of the origins [default: $DOCKER_CONFIG/config.json or ~/.docker/config.json]
+    #[arg(long, value_name = "FILE")]
+    docker_config: Option<String>,
     /// Pulls to keep for what only the origin can serve, where a registry says how many it gives, as
     /// Docker Hub does: a share of its limit, or a number [default: 10%]
     #[arg(long, value_name = "PULLS")]
     origin_reserve: Option<String>,
-    /// Stop when stdin ends, so that no daemon outlives the program that started it.
-    #[arg(long, hide = true)]
-    exit_with_parent: bool,
 }
 
 const EXAMPLES: &str = "\
@@ -149,12 +156,6 @@ fn follow_parent(shutdown: CancellationToken) {
 
 impl NodeArgs {
     fn into_raw(self, log: Option<String>) -> anyhow::Result<RawConfig> {
-        let said = |items: Vec<String>| (!items.is_empty()).then_some(items);
-        let pairs = |key, items| {
-            said(items)
-                .map(|items| RawConfig::flag_pairs(key, &items))
-                .transpose()
-        };
         Ok(RawConfig {
             data_dir: self.data_dir,
             mirror: self.mirror,
@@ -171,18 +172,41 @@ impl NodeArgs {
             rack: self.rack,
             quota: self.quota,
             min_free: self.min_free,
-            docker_config: self.docker_config,
             tag_ttl: self.tag_ttl,
             tag_stale: self.tag_stale,
-            origin_reserve: self.origin_reserve,
             log,
+            access: pairs("access", self.access)?,
+            ..self.origins.into_raw()?
+        })
+    }
+}
+
+impl OriginSettings {
+    /// The configuration with these settings alone.
+    pub(super) fn into_raw(self) -> anyhow::Result<RawConfig> {
+        Ok(RawConfig {
+            docker_config: self.docker_config,
+            origin_reserve: self.origin_reserve,
             origin: said(self.origin)
                 .map(|items| RawConfig::flag_lists("origin", &items))
                 .transpose()?,
             origin_ca: pairs("origin_ca", self.origin_ca)?,
-            access: pairs("access", self.access)?,
+            ..RawConfig::default()
         })
     }
+}
+
+/// A list, if anything was said.
+fn said(items: Vec<String>) -> Option<Vec<String>> {
+    (!items.is_empty()).then_some(items)
+}
+
+fn pairs(
+    key: &'static str,
+    items: Vec<String>,
+) -> anyhow::Result<Option<BTreeMap<String, String>>> {
+    let items = said(items).map(|items| RawConfig::flag_pairs(key, &items));
+    Ok(items.transpose()?)
 }
 
 #[cfg(test)]

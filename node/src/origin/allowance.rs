@@ -128,18 +128,29 @@ impl Allowances {
     }
 
     pub(super) fn stats(&self) -> Vec<AllowanceStats> {
-        let now = self.clock.now();
         let said = self.current();
-        let stats = said.iter().map(|(upstream, allowance)| AllowanceStats {
+        let stats = said
+            .iter()
+            .map(|(upstream, allowance)| self.tell(upstream, allowance));
+        stats.collect()
+    }
+
+    /// What one answer of the upstream's registry says.
+    pub(super) fn of(&self, upstream: &Upstream, headers: &HeaderMap) -> Option<AllowanceStats> {
+        let allowance = read(headers, self.clock.now())?;
+        Some(self.tell(upstream, &allowance))
+    }
+
+    fn tell(&self, upstream: &Upstream, allowance: &Allowance) -> AllowanceStats {
+        AllowanceStats {
             upstream: upstream.to_string(),
             limit: allowance.limit,
             remaining: allowance.remaining,
             window_seconds: allowance.window.as_secs(),
             source: allowance.source.clone(),
-            age_seconds: now.since(allowance.at).as_secs(),
+            age_seconds: self.clock.now().since(allowance.at).as_secs(),
             spared: allowance.remaining <= self.reserve.of(allowance.limit),
-        });
-        stats.collect()
+        }
     }
 
     /// What still holds.

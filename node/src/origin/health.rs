@@ -59,6 +59,11 @@ impl Health {
         }
     }
 
+    /// Where the origin is, without what may be a secret.
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+
     pub(super) fn now(&self) -> Time {
         self.clock.now()
     }

@@ -42,33 +42,26 @@ pub(super) async fn login(
     credentials: Result<Option<Login>, String>,
 ) -> Result<Granted, OriginError> {
     let host = site.base.host_str().unwrap_or_default();
-    let subject = format!(
-        "logging in to {host} for {}/{}",
-        hint.upstream, hint.repository
-    );
+    let Hint {
+        upstream,
+        repository,
+    } = hint;
+    let subject = format!("logging in to {host} for {upstream}/{repository}");
     // Public content needs no credentials, so it goes on without; the operator hears of it, and
     // whoever is then refused is told why.
     let (login, remark) = match credentials {
         Ok(login) => (login, None),
         Err(problem) => {
-            tracing::warn!(upstream = %hint.upstream, problem, "goes on without credentials");
+            tracing::warn!(%upstream, problem, "goes on without credentials");
             (None, Some(problem))
         }
     };
     let anonymous = login.is_none();
-    let outcome = match &challenge {
-        Challenge::Basic => {
-            basic(login, &subject, host).map(|(header, lifetime)| (header, Some(lifetime)))
-        }
-        Challenge::Bearer { realm, service, .. } => {
-            let token = token(site, realm, service.as_deref(), scopes, login, &subject).await;
-            token.map(|(header, lifetime)| (header, Some(lifetime)))
-        }
-    };
+    let outcome = header(site, &challenge, scopes, login, &subject).await;
     match (outcome, remark) {
         (Ok((header, lifetime)), _) => Ok(Granted {
             header,
-            lifetime,
+            lifetime: Some(lifetime),
             challenge: Some(challenge),
             anonymous,
             of_member: false,
@@ -78,6 +71,22 @@ pub(super) async fn login(
             Err(OriginError::Denied(format!("{text}; {remark}")))
         }
         (Err(error), _) => Err(error),
+    }
+}
+
+/// The header that meets `challenge`, and for how long it is used.
+pub(super) async fn header(
+    site: &Site,
+    challenge: &Challenge,
+    scopes: &[String],
+    login: Option<Login>,
+    subject: &str,
+) -> Result<(HeaderValue, Duration), OriginError> {
+    match challenge {
+        Challenge::Basic => basic(login, subject, site.base.host_str().unwrap_or_default()),
+        Challenge::Bearer { realm, service, .. } => {
+            token(site, realm, service.as_deref(), scopes, login, subject).await
+        }
     }
 }
 
@@ -122,8 +131,10 @@ async fn token(
         // One field with spaces (RFC 6749, section 3.3), where the query has one for each.
         let scopes: Vec<&str> = scopes.collect();
         let scopes = scopes.join(" ");
+        if !scopes.is_empty() {
+            fields.push(("scope", scopes.as_str()));
+        }
         fields.extend([
-            ("scope", scopes.as_str()),
             ("grant_type", "refresh_token"),
             ("client_id", "shoal"),
             ("refresh_token", refresh_token),

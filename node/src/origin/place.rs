@@ -21,6 +21,8 @@ pub(super) struct Place {
     kind: Kind,
     health: Health,
     common: Arc<Common>,
+    /// What it is asked over, unless it is a directory.
+    transport: Arc<Transport>,
 }
 
 enum Kind {
@@ -35,11 +37,12 @@ pub(super) enum Source<'a> {
 }
 
 impl Place {
-    fn new(kind: Kind, health: Health, shared: &Shared) -> Self {
+    fn new(kind: Kind, health: Health, transport: Arc<Transport>, shared: &Shared) -> Self {
         Self {
             kind,
             health,
             common: Arc::clone(&shared.common),
+            transport,
         }
     }
 
@@ -53,20 +56,19 @@ impl Place {
         let each = specs.into_iter().map(|spec| {
             spec.check(upstream)?;
             let health = Health::new(upstream, &spec.url, several, shared.clock);
+            let transport = transport(upstream, &spec, &shared.transport)?;
             let kind = if let Some(directory) = spec.directory() {
                 Kind::Storage(Box::new(Storage::directory(directory)))
+            } else if let Some(bucket) = spec.bucket(upstream)? {
+                let storage = Storage::bucket(bucket, Arc::clone(&transport))
+                    .map_err(|problem| spec.unusable(upstream, problem))?;
+                Kind::Storage(Box::new(storage))
             } else {
-                let transport = transport(upstream, &spec, &shared.transport)?;
-                if let Some(bucket) = spec.bucket(upstream)? {
-                    let storage = Storage::bucket(bucket, transport)
-                        .map_err(|problem| spec.unusable(upstream, problem))?;
-                    Kind::Storage(Box::new(storage))
-                } else {
-                    let docker_config = shared.docker_config.clone();
-                    Kind::Registry(Arc::new(Site::configured(spec, docker_config, transport)))
-                }
+                let docker_config = shared.docker_config.clone();
+                let site = Site::configured(spec, docker_config, Arc::clone(&transport));
+                Kind::Registry(Arc::new(site))
             };
-            Ok(Arc::new(Self::new(kind, health, shared)))
+            Ok(Arc::new(Self::new(kind, health, transport, shared)))
         });
         each.collect()
     }
@@ -74,10 +76,11 @@ impl Place {
     /// The origin of an upstream that nobody configured.
     pub(super) fn public(upstream: &Upstream, shared: &Shared) -> Result<Self, OriginError> {
         let transport = Arc::clone(&shared.transport);
-        let site = Site::public(upstream, shared.docker_config.clone(), transport)?;
+        let docker_config = shared.docker_config.clone();
+        let site = Site::public(upstream, docker_config, Arc::clone(&transport))?;
         let health = Health::new(upstream, &site.base, false, shared.clock);
         let kind = Kind::Registry(Arc::new(site));
-        Ok(Self::new(kind, health, shared))
+        Ok(Self::new(kind, health, transport, shared))
     }
 
     /// How it does.
@@ -91,6 +94,19 @@ impl Place {
             Kind::Registry(site) => Some(site),
             Kind::Storage(_) => None,
         }
+    }
+
+    /// The directory or bucket, if it is one.
+    pub(super) fn storage(&self) -> Option<&Storage> {
+        match &self.kind {
+            Kind::Storage(storage) => Some(storage),
+            Kind::Registry(_) => None,
+        }
+    }
+
+    /// How many requests were sent over its transport, which others may share.
+    pub(super) fn sent(&self) -> u64 {
+        self.transport.sent()
     }
 
     /// What to ask for the content of a repository.

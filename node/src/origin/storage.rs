@@ -96,6 +96,15 @@ impl Storage {
         }
     }
 
+    /// How content is laid out there, for people.
+    pub(super) async fn layout(&self) -> Result<&'static str, OriginError> {
+        let opened = self.open(&format!("opening {}", self.shown)).await?;
+        Ok(match opened.layout {
+            Layout::Registry => "a registry's own storage",
+            Layout::Image => "an OCI image layout",
+        })
+    }
+
     pub(super) async fn resolve_tag(&self, hint: &Hint, tag: &Tag) -> Result<Digest, OriginError> {
         let subject = self.subject(hint, &format!("tag {tag}"));
         let Opened { bucket, layout } = self.open(&subject).await?;

@@ -3,6 +3,7 @@
 mod access;
 mod addresses;
 mod bodies;
+mod check;
 mod failover;
 mod logins;
 mod manifests;

@@ -1,6 +1,9 @@
 //! One HTTP exchange with one server.
 
-use std::error::Error as _;
+use std::{
+    error::Error as _,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use reqwest::{
     Certificate, Client, ClientBuilder, Method, Response,
@@ -35,6 +38,7 @@ pub(super) struct Transport {
     /// Plain http without proxies.
     near: Client,
     proxies: Vec<String>,
+    sent: AtomicU64,
 }
 
 /// One request.
@@ -61,7 +65,13 @@ impl Transport {
             },
             near: builder(&[]).no_proxy().tls_certs_only([]).build()?,
             proxies,
+            sent: AtomicU64::new(0),
         })
+    }
+
+    /// How many requests were sent so far, answered or not.
+    pub(super) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
     }
 
     /// Sends `request` to a service of this host or its cloud, over plain http and past all proxies,
@@ -71,7 +81,7 @@ impl Transport {
         request: &Request,
         subject: &str,
     ) -> Result<Response, OriginError> {
-        exchange(&self.near, request, subject)
+        self.exchange(&self.near, request, subject)
             .await
             .map_err(Failure::into_error)
     }
@@ -93,11 +103,21 @@ impl Transport {
                 &self.public
             }
         };
-        match exchange(client, request, subject).await {
-            Err(Failure::Closed(_)) => exchange(client, request, subject).await,
+        match self.exchange(client, request, subject).await {
+            Err(Failure::Closed(_)) => self.exchange(client, request, subject).await,
             outcome => outcome,
         }
         .map_err(Failure::into_error)
+    }
+
+    async fn exchange(
+        &self,
+        client: &Client,
+        request: &Request,
+        subject: &str,
+    ) -> Result<Response, Failure> {
+        self.sent.fetch_add(1, Ordering::Relaxed);
+        exchange(client, request, subject).await
     }
 
     fn check_public(&self, url: &Url) -> Result<(), NotPublic> {
