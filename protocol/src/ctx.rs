@@ -114,10 +114,8 @@ impl Ctx {
     pub(crate) fn outstanding_target(&self, chunk_bytes: u64) -> usize {
         let window = self.rate.get() * self.config.outstanding_window.as_secs_f64();
         let chunks = (window / chunk_bytes as f64).ceil() as usize + OUTSTANDING_QUEUED;
-        chunks.clamp(
-            self.config.outstanding_min,
-            self.config.outstanding_max(chunk_bytes),
-        )
+        let most = self.config.outstanding_max(chunk_bytes);
+        chunks.clamp(self.config.outstanding_min.min(most), most)
     }
 
     /// `count` live members at random, or all of them.
