@@ -670,9 +670,8 @@ impl Core {
                 );
                 if let Some(bytes) = here {
                     let mesh = self.meshes.get(&blob);
-                    let whole = mesh.filter(|mesh| mesh.phase == Phase::Complete);
-                    let chunks = whole.map(|mesh| mesh.have.len());
-                    self.uploads.request(ctx, from, blob, index, bytes, chunks);
+                    let whole = mesh.is_some_and(|mesh| mesh.phase == Phase::Complete);
+                    self.uploads.request(ctx, from, blob, index, bytes, whole);
                 } else {
                     ctx.send(from, Message::Missing { blob, index });
                 }

@@ -49,11 +49,12 @@ use rustls::{
     sign::{CertifiedKey, SingleCertAndKey},
 };
 use shoal_protocol::directory::NodeId;
+use socket2::SockRef;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::{
-    limits::{HANDSHAKE_TIMEOUT, TICKET_BYTES_MAX, TICKET_TIMEOUT},
+    limits::{HANDSHAKE_TIMEOUT, TICKET_BYTES_MAX, TICKET_TIMEOUT, UNSENT_BYTES_MAX},
     muxer::Muxer,
 };
 use crate::cluster::{self, Admission, AdmissionError, Identity, Ticket};
@@ -129,6 +130,9 @@ pub(super) fn transport(
     let gate = Gate::new(identity, admission)?;
     let tcp = tcp::tokio::Transport::new(tcp::Config::new().nodelay(true));
     let secured = tcp.and_then(move |socket, endpoint| async move {
+        if let Err(error) = SockRef::from(&socket.0).set_tcp_notsent_lowat(UNSENT_BYTES_MAX) {
+            debug!(%error, "cannot set TCP_NOTSENT_LOWAT");
+        }
         let (peer, stream) = gate.pass(socket, &endpoint).await?;
         let muxer = Muxer::new(stream, endpoint.is_dialer());
         Ok::<_, HandshakeError>((peer, StreamMuxerBox::new(muxer)))
