@@ -44,6 +44,10 @@ pub(crate) trait Entrant: Sync {
     /// Pulls the image at a node; every digest is checked.
     fn pull(&self, node: usize) -> Result<Pull, String>;
 
+    /// Has the nodes that have pulled the image give it to all others; the origin is no source beside
+    /// them.
+    fn leave_to_nodes(&self) {}
+
     /// The processes that distribute the image, without the origin's and those of HTTP clients.
     fn processes(&self) -> Vec<u32>;
 

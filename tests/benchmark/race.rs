@@ -22,7 +22,9 @@ pub(crate) enum Scenario {
     /// Nobody has anything, and the nodes begin one after the other, within the time that one pull
     /// needs at least.
     Staggered,
-    /// One node has pulled the image before, and all others begin at once.
+    /// One node has pulled the image before, and all others begin at once. That node is the one seed:
+    /// the origin's own BitTorrent client has left. Registries stay, since mirrors look there for the
+    /// tag.
     Cached,
 }
 
@@ -113,6 +115,7 @@ pub(crate) fn run(
     let first = usize::from(scenario == Scenario::Cached);
     for node in 0..first {
         entrant.pull(node)?;
+        entrant.leave_to_nodes();
     }
     let pulling = nodes - first;
     let pause = match scenario {

@@ -1,5 +1,5 @@
-"""One BitTorrent client, told what to do by its arguments. It seeds until its input ends, and answers
-each line of it with what it has sent so far.
+"""One BitTorrent client, told what to do by its arguments. It seeds until its input ends or says to
+leave, and answers each line of it with what it has sent so far.
 
 make FILE TORRENT TRACKER        writes the metadata of FILE, in pieces of 1 MiB, and says its hash
 seed TORRENT DIRECTORY ADDRESS   gives away what is in DIRECTORY
@@ -85,7 +85,9 @@ def main():
         say(seconds=time.monotonic() - began)
 
     threading.Thread(target=tell, daemon=True).start()
-    for _ in sys.stdin:
+    for line in sys.stdin:
+        if line.strip() == "leave":
+            handle.pause()
         say(sent_bytes=handle.status().total_payload_upload)
 
 

@@ -89,6 +89,13 @@ impl<'a> Torrents<'a> {
     fn torrent(&self) -> PathBuf {
         self.directory.path().join("image.torrent")
     }
+
+    /// Says something to the origin's client, which answers how many bytes it has sent.
+    fn tell_seed(&self, what: &str) -> f64 {
+        let mut seed = self.seed.lock().expect("nobody panicked");
+        let _ = writeln!(seed.input, "{what}");
+        seed.next()["sent_bytes"].as_f64().unwrap_or(f64::NAN)
+    }
 }
 
 /// The image's blobs in one file, and where its metadata is to be.
@@ -154,6 +161,10 @@ impl Entrant for Torrents<'_> {
         })
     }
 
+    fn leave_to_nodes(&self) {
+        self.tell_seed("leave");
+    }
+
     fn processes(&self) -> Vec<u32> {
         let pid = |client: &Mutex<Option<Client>>| {
             let client = client.lock().expect("nobody panicked");
@@ -163,10 +174,7 @@ impl Entrant for Torrents<'_> {
     }
 
     fn origin_copies(&self) -> f64 {
-        let mut seed = self.seed.lock().expect("nobody panicked");
-        let _ = writeln!(seed.input);
-        let sent = seed.next()["sent_bytes"].as_f64().unwrap_or(f64::NAN);
-        sent / self.course.image.bytes() as f64
+        self.tell_seed("") / self.course.image.bytes() as f64
     }
 }
 
