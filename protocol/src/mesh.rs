@@ -275,9 +275,10 @@ impl Mesh {
         Geometry::new(self.kind, self.size.unwrap_or_default()).chunk_bytes
     }
 
-    /// The chunks that a neighbour has and this node lacks, has not requested and not leased.
-    pub(crate) fn open(&self) -> Bitfield {
-        let mut open = self.availability.any.clone();
+    /// Makes `open` the chunks that a neighbour has and this node lacks, has not requested and not
+    /// leased.
+    pub(crate) fn find_open(&self, open: &mut Bitfield) {
+        open.clone_from(&self.availability.any);
         open.subtract(&self.have);
         for chunk in self.flights.keys() {
             open.remove(*chunk);
@@ -287,7 +288,6 @@ impl Mesh {
                 open.remove(chunk);
             }
         }
-        open
     }
 
     /// Whether this mesh may ask peers for chunks.
