@@ -15,7 +15,7 @@ use crate::{
     directory::{Distance, Peer},
     event::Action,
     joining::Joining,
-    message::{BlobKind, Hint, Lease, LeaseId, LeaseReport, Message, OriginFailure},
+    message::{BlobKind, Hint, Lease, LeaseId, LeaseReport, Message, News, OriginFailure},
     mutation::Mutation,
     picker::{self, Supply},
     time::{Duration, Time},
@@ -588,18 +588,19 @@ impl Mesh {
     }
 
     /// Adds what came in since the last time, and a neighbour lacks, to what that one is to hear.
-    pub(crate) fn tell_news(&mut self, news: &mut BTreeMap<Peer, Vec<(Digest, Vec<u32>)>>) {
-        let fresh = std::mem::take(&mut self.fresh);
-        if fresh.is_empty() {
+    pub(crate) fn tell_news(&mut self, news: &mut Vec<(Peer, News)>) {
+        if self.fresh.is_empty() {
             return;
         }
+        let blob = self.blob;
         for (peer, neighbour) in &self.neighbours {
             let lacks = |chunk: &u32| !neighbour.have.contains(*chunk);
-            let chunks: Vec<u32> = fresh.iter().copied().filter(lacks).collect();
+            let chunks: SmallVec<_> = self.fresh.iter().copied().filter(lacks).collect();
             if !chunks.is_empty() {
-                news.entry(*peer).or_default().push((self.blob, chunks));
+                news.push((*peer, News { blob, chunks }));
             }
         }
+        self.fresh.clear();
     }
 
     // --- size ---
