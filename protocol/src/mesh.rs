@@ -1118,7 +1118,8 @@ impl Mesh {
     }
 
     fn advance_leases(&mut self, ctx: &mut Ctx, from_origin: bool) {
-        let mut reports = Vec::new();
+        // A chunk is in one lease.
+        let mut reports: SmallVec<[_; 1]> = SmallVec::new();
         for running in self.leases.values_mut() {
             let before = running.next;
             while running.next < running.lease.end && self.have.contains(running.next) {
