@@ -124,6 +124,7 @@ impl Core {
                 have_at: Time::NEVER,
                 freed: Supply::default(),
                 sets: Sets::default(),
+                leased: Bitfield::default(),
                 acquaintances: std::collections::VecDeque::new(),
                 outstanding: 0,
                 outstanding_bytes: 0,

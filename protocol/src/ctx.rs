@@ -6,6 +6,7 @@ use rand::{RngExt as _, rngs::Xoshiro256PlusPlus};
 use rustc_hash::FxHashMap;
 
 use crate::{
+    chunk::Bitfield,
     config::Config,
     digest::Digest,
     directory::{Directory, Peer},
@@ -50,6 +51,8 @@ pub(crate) struct Ctx {
     pub(crate) freed: Supply,
     /// What the picker reckons with; nothing in between.
     pub(crate) sets: Sets,
+    /// And what a steward reckons with.
+    pub(crate) leased: Bitfield,
     /// Peers that were neighbours in some blob's mesh lately, the oldest first.
     pub(crate) acquaintances: VecDeque<Peer>,
     /// Chunks requested from all peers and not yet received.
