@@ -233,6 +233,23 @@ mod exchange {
             .bench_local_values(pull);
     }
 
+    /// As long as that takes, and nothing but time passes: membership's packets are among what is
+    /// allocated in all the others too.
+    #[divan::bench]
+    fn time_alone(bencher: Bencher) {
+        let chunks = CHUNKS / 2;
+        bencher
+            .counter(ItemsCount::new(chunks))
+            .with_inputs(|| Exchange::new(Held::All, Held::Nothing))
+            .bench_local_values(|mut exchange| {
+                for _ in 0..chunks {
+                    exchange.now = exchange.now + CHUNK_TIME;
+                    exchange.handle(Event::Tick);
+                }
+                exchange
+            });
+    }
+
     /// A neighbour tells of chunks that others have too, while enough is requested.
     #[divan::bench]
     fn have_batch(bencher: Bencher) {
