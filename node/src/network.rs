@@ -325,7 +325,7 @@ impl Network {
     /// Sends a message, in order with the others to the same peer. Never waits: where there is no
     /// connection one is made, and what cannot be sent ends in [`NetworkEvent::Unreachable`].
     pub fn send(&self, to: Peer, message: Message) {
-        let frame = Bytes::from(wire::encode_message(message, &self.shared.directory));
+        let frame = wire::encode_message(message, &self.shared.directory);
         if frame.len() > CONTROL_FRAME_BYTES_MAX {
             // The receiver would cut us off for it.
             let node = self.shared.directory.id(to);

@@ -40,9 +40,10 @@ mod exchange {
         directory::{Directory, NodeId, NodeRecord, Peer, Place},
         event::{Action, Event},
         limits::CHUNK_BYTES,
-        message::{BlobKind, Hint, Message},
+        message::{BlobKind, Hint, Message, News},
         time::{Duration, Time},
     };
+    use smallvec::smallvec;
 
     use super::{blob, half};
 
@@ -65,9 +66,12 @@ mod exchange {
     /// Nothing that was requested comes in while they are told, and after 1 s it would be late.
     const HAVES: usize = 960;
 
-    fn have(chunks: Vec<u32>) -> Message {
+    fn have(chunks: &[u32]) -> Message {
         Message::Have {
-            chunks: vec![(blob(), chunks)],
+            news: smallvec![News {
+                blob: blob(),
+                chunks: chunks.into(),
+            }],
             queue_ms: 0,
         }
     }
@@ -229,6 +233,23 @@ mod exchange {
             .bench_local_values(pull);
     }
 
+    /// As long as that takes, and nothing but time passes: membership's packets are among what is
+    /// allocated in all the others too.
+    #[divan::bench]
+    fn time_alone(bencher: Bencher) {
+        let chunks = CHUNKS / 2;
+        bencher
+            .counter(ItemsCount::new(chunks))
+            .with_inputs(|| Exchange::new(Held::All, Held::Nothing))
+            .bench_local_values(|mut exchange| {
+                for _ in 0..chunks {
+                    exchange.now = exchange.now + CHUNK_TIME;
+                    exchange.handle(Event::Tick);
+                }
+                exchange
+            });
+    }
+
     /// A neighbour tells of chunks that others have too, while enough is requested.
     #[divan::bench]
     fn have_batch(bencher: Bencher) {
@@ -245,7 +266,7 @@ mod exchange {
             let batches: Vec<(Peer, Message)> = (0..HAVES)
                 .map(|turn| {
                     let (peer, lacks) = &mut news[turn % NEIGHBOURS];
-                    (*peer, have(lacks.split_off(lacks.len() - HAVE_CHUNKS)))
+                    (*peer, have(&lacks.split_off(lacks.len() - HAVE_CHUNKS)))
                 })
                 .collect();
             (exchange, batches)
@@ -270,7 +291,7 @@ mod exchange {
         let setup = || {
             let exchange = Exchange::new(Held::Nothing, Held::Nothing);
             let peers = exchange.neighbours.iter().map(|(peer, _)| *peer).cycle();
-            let news = (0..chunks).map(|index| have(vec![index]));
+            let news = (0..chunks).map(|index| have(&[index]));
             let news: Vec<(Peer, Message)> = peers.zip(news).collect();
             (exchange, news)
         };
@@ -410,9 +431,10 @@ mod wire {
         chunk::ChunkHash,
         directory::Directory,
         limits::CHUNK_BYTES,
-        message::{BlobKind, ChunkHeader, Lease, LeaseId, LeaseReport, Message},
+        message::{BlobKind, ChunkHeader, Lease, LeaseId, LeaseReport, Message, News},
         wire,
     };
+    use smallvec::smallvec;
 
     use super::{bitfield, blob};
 
@@ -426,7 +448,10 @@ mod wire {
     /// As many chunks as come in at 10 Gbit/s between two of them.
     fn have() -> Message {
         Message::Have {
-            chunks: vec![(blob(), vec![12, 7012, 1234, 345])],
+            news: smallvec![News {
+                blob: blob(),
+                chunks: smallvec![12, 7012, 1234, 345],
+            }],
             queue_ms: 20,
         }
     }

@@ -80,10 +80,25 @@ impl Geometry {
 /// A set of chunk indices of one blob.
 ///
 /// 30 GB in 4 MiB chunks take 0.9 KB, so it travels and is stored as it is.
-#[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Bitfield {
     len: u32,
     words: Vec<u64>,
+}
+
+impl Clone for Bitfield {
+    fn clone(&self) -> Self {
+        Self {
+            len: self.len,
+            words: self.words.clone(),
+        }
+    }
+
+    /// Keeps the memory that it has, as the derived one would not.
+    fn clone_from(&mut self, other: &Self) {
+        self.len = other.len;
+        self.words.clone_from(&other.words);
+    }
 }
 
 impl Bitfield {
@@ -103,6 +118,13 @@ impl Bitfield {
         };
         bits.trim();
         bits
+    }
+
+    /// Becomes the empty set over `len` chunks, in the memory that it has.
+    pub(crate) fn reset(&mut self, len: u32) {
+        self.len = len;
+        self.words.clear();
+        self.words.resize(len.div_ceil(64) as usize, 0);
     }
 
     /// How many chunks the blob has (not how many are in the set).

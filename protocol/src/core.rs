@@ -16,7 +16,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rand::{RngExt as _, SeedableRng as _, rngs::Xoshiro256PlusPlus};
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use crate::{
     chunk::{Bitfield, ChunkHash},
@@ -30,9 +30,9 @@ use crate::{
     link::{Pace, Rate},
     membership::{Membership, Output},
     mesh::{Mesh, Phase},
-    message::{BlobKind, Hint, Message, OriginFailure},
+    message::{BlobKind, Hint, Message, News, OriginFailure},
     mutation::Mutation,
-    picker::Supply,
+    picker::{Sets, Supply},
     reference::Upstream,
     steward::Steward,
     tags::Tags,
@@ -63,6 +63,8 @@ pub struct Core {
     /// Blobs that have other stewards now, and when those are to hear of them.
     announce_again: Changed,
     announce_again_at: Time,
+    /// What the neighbours are about to be told; nothing in between.
+    news: Vec<(Peer, News)>,
     last_now: Time,
     /// When the next thing is to be done.
     due: Time,
@@ -121,6 +123,8 @@ impl Core {
                 was_hungry: false,
                 have_at: Time::NEVER,
                 freed: Supply::default(),
+                sets: Sets::default(),
+                leased: Bitfield::default(),
                 acquaintances: std::collections::VecDeque::new(),
                 outstanding: 0,
                 outstanding_bytes: 0,
@@ -144,6 +148,7 @@ impl Core {
             announce_at: Time::NEVER,
             announce_again: Changed::default(),
             announce_again_at: Time::NEVER,
+            news: Vec::new(),
             last_now: now,
             due: now,
             turn: 0,
@@ -650,12 +655,12 @@ impl Core {
                     mesh.forget(ctx, from);
                 }
             }
-            Message::Have { chunks, queue_ms } => {
+            Message::Have { news, queue_ms } => {
                 let queue = Duration::from_millis(u64::from(queue_ms.min(10_000)));
                 ctx.link(from).busy_until = ctx.now + queue;
-                for (blob, chunks) in chunks {
-                    if let Some(mesh) = self.meshes.get_mut(&blob) {
-                        mesh.neighbour_has(from, &chunks);
+                for News { blob, chunks } in &news {
+                    if let Some(mesh) = self.meshes.get_mut(blob) {
+                        mesh.neighbour_has(from, chunks);
                     }
                 }
             }
@@ -990,13 +995,19 @@ impl Core {
     fn announce_chunks(&mut self) {
         let ctx = &mut self.ctx;
         ctx.have_at = Time::NEVER;
-        let mut news = BTreeMap::new();
         for mesh in self.meshes.values_mut() {
-            mesh.tell_news(&mut news);
+            mesh.tell_news(&mut self.news);
         }
+        self.news
+            .sort_unstable_by_key(|(peer, news)| (*peer, news.blob));
         let queue_ms = self.uploads.delay(ctx).as_millis() as u32;
-        for (peer, chunks) in news {
-            ctx.send(peer, Message::Have { chunks, queue_ms });
+        let mut all = self.news.drain(..).peekable();
+        while let Some((peer, first)) = all.next() {
+            let mut news = smallvec![first];
+            while let Some((_, next)) = all.next_if(|(to, _)| *to == peer) {
+                news.push(next);
+            }
+            ctx.send(peer, Message::Have { news, queue_ms });
         }
     }
 

@@ -6,13 +6,14 @@ use rand::{RngExt as _, rngs::Xoshiro256PlusPlus};
 use rustc_hash::FxHashMap;
 
 use crate::{
+    chunk::Bitfield,
     config::Config,
     digest::Digest,
     directory::{Directory, Peer},
     event::Action,
     link::{Link, Pace, Rate},
     message::Message,
-    picker::Supply,
+    picker::{Sets, Supply},
     time::{Duration, Time},
     view::{PeerSet, View},
 };
@@ -48,6 +49,10 @@ pub(crate) struct Ctx {
     pub(crate) have_at: Time,
     /// Who may be asked that could not be asked before, whatever the blob.
     pub(crate) freed: Supply,
+    /// What the picker reckons with; nothing in between.
+    pub(crate) sets: Sets,
+    /// And what a steward reckons with.
+    pub(crate) leased: Bitfield,
     /// Peers that were neighbours in some blob's mesh lately, the oldest first.
     pub(crate) acquaintances: VecDeque<Peer>,
     /// Chunks requested from all peers and not yet received.

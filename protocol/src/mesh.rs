@@ -15,7 +15,7 @@ use crate::{
     directory::{Distance, Peer},
     event::Action,
     joining::Joining,
-    message::{BlobKind, Hint, Lease, LeaseId, LeaseReport, Message, OriginFailure},
+    message::{BlobKind, Hint, Lease, LeaseId, LeaseReport, Message, News, OriginFailure},
     mutation::Mutation,
     picker::{self, Supply},
     time::{Duration, Time},
@@ -275,9 +275,10 @@ impl Mesh {
         Geometry::new(self.kind, self.size.unwrap_or_default()).chunk_bytes
     }
 
-    /// The chunks that a neighbour has and this node lacks, has not requested and not leased.
-    pub(crate) fn open(&self) -> Bitfield {
-        let mut open = self.availability.any.clone();
+    /// Makes `open` the chunks that a neighbour has and this node lacks, has not requested and not
+    /// leased.
+    pub(crate) fn find_open(&self, open: &mut Bitfield) {
+        open.clone_from(&self.availability.any);
         open.subtract(&self.have);
         for chunk in self.flights.keys() {
             open.remove(*chunk);
@@ -287,7 +288,6 @@ impl Mesh {
                 open.remove(chunk);
             }
         }
-        open
     }
 
     /// Whether this mesh may ask peers for chunks.
@@ -588,18 +588,19 @@ impl Mesh {
     }
 
     /// Adds what came in since the last time, and a neighbour lacks, to what that one is to hear.
-    pub(crate) fn tell_news(&mut self, news: &mut BTreeMap<Peer, Vec<(Digest, Vec<u32>)>>) {
-        let fresh = std::mem::take(&mut self.fresh);
-        if fresh.is_empty() {
+    pub(crate) fn tell_news(&mut self, news: &mut Vec<(Peer, News)>) {
+        if self.fresh.is_empty() {
             return;
         }
+        let blob = self.blob;
         for (peer, neighbour) in &self.neighbours {
             let lacks = |chunk: &u32| !neighbour.have.contains(*chunk);
-            let chunks: Vec<u32> = fresh.iter().copied().filter(lacks).collect();
+            let chunks: SmallVec<_> = self.fresh.iter().copied().filter(lacks).collect();
             if !chunks.is_empty() {
-                news.entry(*peer).or_default().push((self.blob, chunks));
+                news.push((*peer, News { blob, chunks }));
             }
         }
+        self.fresh.clear();
     }
 
     // --- size ---
@@ -1117,7 +1118,8 @@ impl Mesh {
     }
 
     fn advance_leases(&mut self, ctx: &mut Ctx, from_origin: bool) {
-        let mut reports = Vec::new();
+        // A chunk is in one lease.
+        let mut reports: SmallVec<[_; 1]> = SmallVec::new();
         for running in self.leases.values_mut() {
             let before = running.next;
             while running.next < running.lease.end && self.have.contains(running.next) {

@@ -7,6 +7,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 use crate::{
     attest::Attestation,
@@ -204,6 +205,17 @@ pub struct MemberEntry<P> {
     pub down: bool,
 }
 
+/// Chunks of one blob that a node got lately.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct News {
+    /// The blob.
+    pub blob: Digest,
+    /// The chunks. As many as come in between two [`Message::Have`]s on most links need no memory of
+    /// their own.
+    #[serde(with = "few")]
+    pub chunks: SmallVec<[u32; 8]>,
+}
+
 /// A control message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Message<P = Peer> {
@@ -356,7 +368,8 @@ pub enum Message<P = Peer> {
     /// Chunks that the sender got since it last said so.
     Have {
         /// The chunks of each blob.
-        chunks: Vec<(Digest, Vec<u32>)>,
+        #[serde(with = "few")]
+        news: SmallVec<[News; 1]>,
         /// How long a request would wait in the sender's upload queue, in milliseconds.
         queue_ms: u32,
     },
@@ -618,7 +631,7 @@ impl<P> Message<P> {
                 answer,
             },
             Self::Part { blob } => Message::Part { blob },
-            Self::Have { chunks, queue_ms } => Message::Have { chunks, queue_ms },
+            Self::Have { news, queue_ms } => Message::Have { news, queue_ms },
             Self::Request { blob, index } => Message::Request { blob, index },
             Self::Queued {
                 blob,
@@ -712,6 +725,58 @@ impl ChunkHeader {
     /// How many bytes follow the header.
     pub fn wire_len(&self) -> u32 {
         self.packed.unwrap_or(self.attestation.len)
+    }
+}
+
+/// Short lists, as the longer ones are written. `SmallVec` could do it itself, but would set aside as
+/// much memory as whoever wrote the length says.
+mod few {
+    use std::{fmt, marker::PhantomData};
+
+    use serde::{
+        Deserialize, Deserializer, Serialize, Serializer,
+        de::{SeqAccess, Visitor},
+    };
+    use smallvec::{Array, SmallVec};
+
+    pub(super) fn serialize<A: Array, S: Serializer>(
+        items: &SmallVec<A>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error>
+    where
+        A::Item: Serialize,
+    {
+        serializer.collect_seq(items)
+    }
+
+    pub(super) fn deserialize<'de, A: Array, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<SmallVec<A>, D::Error>
+    where
+        A::Item: Deserialize<'de>,
+    {
+        struct Items<A>(PhantomData<A>);
+
+        impl<'de, A: Array> Visitor<'de> for Items<A>
+        where
+            A::Item: Deserialize<'de>,
+        {
+            type Value = SmallVec<A>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list")
+            }
+
+            fn visit_seq<S: SeqAccess<'de>>(self, mut list: S) -> Result<Self::Value, S::Error> {
+                let mut items = SmallVec::new();
+                while let Some(item) = list.next_element()? {
+                    items.push(item);
+                }
+                Ok(items)
+            }
+        }
+
+        deserializer.deserialize_seq(Items(PhantomData))
     }
 }
 

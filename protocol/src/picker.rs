@@ -50,6 +50,16 @@ impl Supply {
     }
 }
 
+/// Sets of chunks that each look needs, kept for the next: so it allocates nothing.
+#[derive(Default)]
+pub(crate) struct Sets {
+    open: Bitfield,
+    candidates: Bitfield,
+    from_zone: Bitfield,
+    from_afar: Bitfield,
+    awaited: Bitfield,
+}
+
 /// A neighbour that may be asked for a chunk, and how soon it would send one.
 struct Source<'a> {
     peer: Peer,
@@ -61,11 +71,18 @@ struct Source<'a> {
 
 /// The next request to make for this blob, if there is one to be made.
 pub(crate) fn next(mesh: &Mesh, ctx: &mut Ctx) -> Option<(u32, Peer)> {
-    let open = mesh.open();
-    if open.count() == 0 {
+    let mut sets = std::mem::take(&mut ctx.sets);
+    let next = next_with(mesh, ctx, &mut sets);
+    ctx.sets = sets;
+    next
+}
+
+fn next_with(mesh: &Mesh, ctx: &mut Ctx, sets: &mut Sets) -> Option<(u32, Peer)> {
+    mesh.find_open(&mut sets.open);
+    if sets.open.count() == 0 {
         return None;
     }
-    let is_of_use = |neighbour: &Neighbour| neighbour.have.intersects(&open);
+    let is_of_use = |neighbour: &Neighbour| neighbour.have.intersects(&sets.open);
     let mut sources = match &mesh.supply {
         Supply::Everyone => sources(mesh, ctx, &mesh.neighbours, is_of_use),
         Supply::These(peers) => {
@@ -78,28 +95,35 @@ pub(crate) fn next(mesh: &Mesh, ctx: &mut Ctx) -> Option<(u32, Peer)> {
     // and the uplinks of all others idle [sim: 1.66 times the bound instead of 1.49].
     sources.sort_by_key(|source| source.busy);
     let idle = sources.partition_point(|source| !source.busy);
-    among(mesh, ctx, &open, &sources[..idle]).or_else(|| {
+    among(mesh, ctx, sets, &sources[..idle]).or_else(|| {
         let all = &sources[..];
-        (idle < all.len()).then(|| among(mesh, ctx, &open, all))?
+        (idle < all.len()).then(|| among(mesh, ctx, sets, all))?
     })
 }
 
-/// The next request to one of these, for a chunk that is `open`.
+/// The next request to one of these, for a chunk that is open.
 fn among(
     mesh: &Mesh,
     ctx: &mut Ctx,
-    open: &Bitfield,
+    sets: &mut Sets,
     sources: &[Source<'_>],
 ) -> Option<(u32, Peer)> {
     if sources.is_empty() {
         return None;
     }
-    let mut candidates = Bitfield::new(mesh.have.len());
+    let Sets {
+        open,
+        candidates,
+        from_zone,
+        from_afar,
+        awaited,
+    } = sets;
     let imports = mesh.imports.as_ref().filter(|_| !ctx.is_hungry());
-    let [mut from_zone, mut from_afar] = match imports {
-        Some(_) => [candidates.clone(), candidates.clone()],
-        None => [Bitfield::new(0), Bitfield::new(0)],
-    };
+    candidates.reset(mesh.have.len());
+    if imports.is_some() {
+        from_zone.reset(mesh.have.len());
+        from_afar.reset(mesh.have.len());
+    }
     for Source { neighbour, .. } in sources {
         match neighbour.distance {
             Distance::Rack if imports.is_some() => from_zone.union_with(&neighbour.have),
@@ -110,20 +134,20 @@ fn among(
         }
     }
     // What this node alone brings in, and nobody near has: the whole rack waits for it.
-    let mut awaited = Bitfield::new(0);
+    awaited.reset(0);
     if let Some(imports) = imports {
         from_zone.intersect_with(&imports.rack);
         from_afar.intersect_with(&imports.zone);
-        from_zone.union_with(&from_afar);
-        awaited = from_zone.clone();
-        awaited.subtract(&candidates);
-        candidates.union_with(&from_zone);
+        from_zone.union_with(from_afar);
+        awaited.clone_from(from_zone);
+        awaited.subtract(candidates);
+        candidates.union_with(from_zone);
     }
     candidates.intersect_with(open);
     awaited.intersect_with(open);
-    let chunk = head_of_a_reader(mesh, &candidates)
+    let chunk = head_of_a_reader(mesh, candidates)
         .or_else(|| awaited.next_set(0))
-        .or_else(|| rarest(mesh, ctx, &candidates))?;
+        .or_else(|| rarest(mesh, ctx, candidates))?;
     let peer = soonest(ctx, imports, chunk, sources)?;
     Some((chunk, peer))
 }

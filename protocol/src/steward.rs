@@ -789,7 +789,18 @@ impl Steward {
         if !self.acting || ctx.now < self.ready_at {
             return;
         }
-        let mut leased = self.held.clone();
+        let mut leased = std::mem::take(&mut ctx.leased);
+        let taken_back = self.grant_beside(ctx, &mut leased);
+        ctx.leased = leased;
+        if taken_back {
+            self.grant(ctx);
+        }
+    }
+
+    /// Grants what is neither held nor leased, and makes `leased` all that is; tells whether a lease
+    /// was shortened, so that there is more to grant.
+    fn grant_beside(&mut self, ctx: &mut Ctx, leased: &mut Bitfield) -> bool {
+        leased.clone_from(&self.held);
         for grant in self.grants.values() {
             for chunk in grant.next..grant.lease.end.min(self.chunks) {
                 leased.insert(chunk);
@@ -798,7 +809,7 @@ impl Steward {
         let unleased = self.chunks - leased.count();
         self.ask_keeper(ctx, unleased);
         if ctx.now < self.streams.pause_until {
-            return;
+            return false;
         }
         let mut streams = self.streams_allowed(ctx);
         if self.whole {
@@ -806,7 +817,7 @@ impl Steward {
         }
         let far_end = self.begins_at_far_end(ctx) && !self.whole;
         while (self.grants.len() as u16) < streams {
-            let Some((first, wanted_by)) = self.next_range(&leased, far_end) else {
+            let Some((first, wanted_by)) = self.next_range(leased, far_end) else {
                 break;
             };
             let Some(holder) = self.next_holder(ctx, streams, wanted_by) else {
@@ -857,9 +868,7 @@ impl Steward {
             );
         }
         let all_leased = leased.count() == self.chunks;
-        if all_leased && !self.whole && !far_end && self.take_back(ctx) {
-            self.grant(ctx);
-        }
+        all_leased && !self.whole && !far_end && self.take_back(ctx)
     }
 
     /// Shortens the leases of holders so slow that everyone would wait for them at the end to the

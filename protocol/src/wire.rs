@@ -133,7 +133,10 @@ pub fn decode_chunk_header(bytes: &[u8]) -> Result<ChunkHeader, WireError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{Hint, Token, TokenHash, TokenKey};
+    use crate::{
+        digest::Digest,
+        message::{Hint, News, Token, TokenHash, TokenKey},
+    };
 
     fn key(registry: &str) -> TokenKey {
         TokenKey {
@@ -179,6 +182,22 @@ mod tests {
         for message in answers.into_iter().chain([question, offer]) {
             assert_eq!(there_and_back(&message).unwrap(), message);
             assert!(!format!("{message:?}").contains("zz"), "{message:?}");
+        }
+    }
+
+    #[test]
+    fn news_of_any_length_arrive_as_they_were_sent() {
+        let blob = Digest::sha256([7; 32]);
+        for (blobs, chunks) in [(0, 0), (1, 0), (1, 8), (1, 9), (3, 300)] {
+            let news = News {
+                blob,
+                chunks: (0..chunks).collect(),
+            };
+            let message = Message::Have {
+                news: vec![news; blobs].into(),
+                queue_ms: 5,
+            };
+            assert_eq!(there_and_back(&message).unwrap(), message);
         }
     }
 

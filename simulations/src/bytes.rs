@@ -113,11 +113,8 @@ pub(crate) fn on_the_wire(message: &Message) -> u64 {
         } => 1 + upstream.as_str().len() as u64 + DIGEST + 3 + int(*bytes) + 2,
         Message::StreamsGranted { upstream, .. } => 1 + upstream.as_str().len() as u64 + DIGEST + 3,
         Message::Offer { size: of, have, .. } => DIGEST + 1 + size(*of) + bitfield(have) + 1,
-        Message::Have {
-            chunks: have,
-            queue_ms,
-        } => {
-            let blobs = have.iter().map(|(_, have)| DIGEST + chunks(have));
+        Message::Have { news, queue_ms } => {
+            let blobs = news.iter().map(|news| DIGEST + chunks(&news.chunks));
             1 + blobs.sum::<u64>() + int((*queue_ms).into())
         }
         Message::Request { index, .. }
@@ -153,7 +150,7 @@ mod tests {
     use shoal_protocol::{
         digest::Digest,
         directory::{Directory, NodeId, NodeRecord, Place},
-        message::{BlobKind, LeaseId},
+        message::{BlobKind, LeaseId, News},
         wire,
     };
 
@@ -188,7 +185,13 @@ mod tests {
         let messages = [
             Message::Request { blob, index: 1234 },
             Message::Have {
-                chunks: vec![(blob, vec![1, 300, 2000]), (blob, vec![7])],
+                news: [vec![1, 300, 2000], vec![7]]
+                    .into_iter()
+                    .map(|chunks| News {
+                        blob,
+                        chunks: chunks.into(),
+                    })
+                    .collect(),
                 queue_ms: 5,
             },
             Message::Grant {

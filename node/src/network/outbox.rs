@@ -26,7 +26,7 @@ pub(super) trait Load {
 }
 
 /// An encoded message.
-impl Load for Bytes {
+impl Load for Vec<u8> {
     fn size(&self) -> usize {
         self.len()
     }
@@ -136,7 +136,7 @@ impl<T: Load> Outbox<T> {
 
 /// All that this node has to do with one peer, whether connected or not.
 pub(super) struct Mailbox {
-    pub(super) messages: Outbox<Bytes>,
+    pub(super) messages: Outbox<Vec<u8>>,
     pub(super) chunks: Outbox<ChunkJob>,
     /// Chunks that may come. Bounded by what the core keeps outstanding.
     expected: Mutex<HashSet<(Digest, u32)>>,
@@ -183,17 +183,14 @@ mod tests {
     #[test]
     fn an_outbox_is_bounded_by_number_and_by_bytes() {
         let outbox = Outbox::new(2);
-        assert_eq!(
-            outbox.push(Bytes::from_static(b"a")).0,
-            Pushed::NeedsConnection
-        );
+        assert_eq!(outbox.push(b"a".to_vec()).0, Pushed::NeedsConnection);
         outbox.set_served(true);
-        assert_eq!(outbox.push(Bytes::from_static(b"b")).0, Pushed::Queued);
-        assert_eq!(outbox.push(Bytes::from_static(b"c")).0, Pushed::Full);
-        assert_eq!(outbox.try_pop().unwrap(), "a");
-        let large = Bytes::from(vec![0; OUTBOX_BYTES_MAX]);
+        assert_eq!(outbox.push(b"b".to_vec()).0, Pushed::Queued);
+        assert_eq!(outbox.push(b"c".to_vec()).0, Pushed::Full);
+        assert_eq!(outbox.try_pop().unwrap(), b"a");
+        let large = vec![0; OUTBOX_BYTES_MAX];
         assert_eq!(outbox.push(large.clone()).0, Pushed::Full);
-        assert_eq!(outbox.try_pop().unwrap(), "b");
+        assert_eq!(outbox.try_pop().unwrap(), b"b");
         assert_eq!(outbox.push(large).0, Pushed::Queued);
     }
 }

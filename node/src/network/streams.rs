@@ -12,7 +12,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use shoal_protocol::{
     directory::{Directory, Peer},
@@ -34,6 +33,9 @@ use crate::{buffers::Buffer, clock::Clock};
 
 /// How much of a chunk is written before the write counts as traffic.
 const WRITE_BYTES: usize = 256 << 10;
+
+/// How much memory is kept from one message that is read to the next: almost all are shorter.
+const FRAME_BYTES_KEPT: usize = 4096;
 
 /// Why a stream ended.
 #[derive(Debug, thiserror::Error)]
@@ -115,10 +117,14 @@ impl Inlet {
     where
         S: AsyncRead + Unpin,
     {
+        let mut frame = Vec::new();
         loop {
-            let frame = read_frame(&mut stream, CONTROL_FRAME_BYTES_MAX).await?;
+            read_frame(&mut stream, &mut frame, CONTROL_FRAME_BYTES_MAX).await?;
             self.activity.note();
             let message = wire::decode_message(&frame, &self.directory)?;
+            // A long one must not keep its megabytes for good.
+            frame.clear();
+            frame.shrink_to(FRAME_BYTES_KEPT);
             let from = self.from;
             self.emit(NetworkEvent::Message { from, message }).await?;
         }
@@ -130,8 +136,9 @@ impl Inlet {
         S: AsyncRead + Unpin,
     {
         let mut unexpected = 0;
+        let mut frame = Vec::new();
         loop {
-            let frame = read_frame(&mut stream, CHUNK_HEADER_BYTES_MAX).await?;
+            read_frame(&mut stream, &mut frame, CHUNK_HEADER_BYTES_MAX).await?;
             self.activity.note();
             let header = wire::decode_chunk_header(&frame)?;
             if !self.mailbox.unexpect(header.blob, header.index) {
@@ -197,7 +204,12 @@ async fn read_some<S: AsyncRead + Unpin>(stream: &mut S, into: &mut [u8]) -> io:
     }
 }
 
-async fn read_frame<S>(stream: &mut S, bytes_max: usize) -> Result<Vec<u8>, StreamError>
+/// Reads the next frame into `frame`, in the place of the one before.
+async fn read_frame<S>(
+    stream: &mut S,
+    frame: &mut Vec<u8>,
+    bytes_max: usize,
+) -> Result<(), StreamError>
 where
     S: AsyncRead + Unpin,
 {
@@ -207,9 +219,10 @@ where
     if length > bytes_max {
         return Err(StreamError::FrameTooLong(length, bytes_max));
     }
-    let mut frame = vec![0; length];
-    stream.read_exact(&mut frame).await?;
-    Ok(frame)
+    frame.clear();
+    frame.resize(length, 0);
+    stream.read_exact(frame).await?;
+    Ok(())
 }
 
 fn put_frame(out: &mut Vec<u8>, frame: &[u8]) {
@@ -220,7 +233,7 @@ fn put_frame(out: &mut Vec<u8>, frame: &[u8]) {
 /// Writes the messages of an outbox to a control stream until it breaks.
 pub(super) async fn write_messages<S: AsyncWrite + Unpin>(
     mut stream: S,
-    outbox: &Outbox<Bytes>,
+    outbox: &Outbox<Vec<u8>>,
     activity: Activity,
 ) -> Result<(), StreamError> {
     let mut batch = Vec::new();
@@ -247,13 +260,14 @@ pub(super) async fn write_chunks<S: AsyncWrite + Unpin>(
     activity: Activity,
     damage: super::faults::Damage,
 ) -> Result<(), StreamError> {
+    let mut head = Vec::new();
     loop {
         let job = outbox.pop().await;
         if job.done.is_closed() {
             // Whoever wanted it sent has given up.
             continue;
         }
-        let mut head = Vec::new();
+        head.clear();
         put_frame(&mut head, &wire::encode(&job.header));
         stream.write_all(&head).await?;
         for part in damage.apply(job.bytes).chunks(WRITE_BYTES) {

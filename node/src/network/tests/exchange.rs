@@ -286,7 +286,7 @@ async fn a_peer_that_speaks_garbage_is_cut_off() {
     a.network.send(to_b, Message::MembersHash(1));
     b.next_message().await;
     let mailbox = a.network.shared.mailboxes.of(to_b);
-    mailbox.messages.push(Bytes::from_static(b"\xffgarbage"));
+    mailbox.messages.push(b"\xffgarbage".to_vec());
     b.disconnected().await;
 }
 
