@@ -32,12 +32,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
 use self::{
-    head_deadline::{HeadDeadline, HeadSeen, Patience},
     idle::{Activity, Idle},
+    timeouts::{HeadSeen, Patience, TimeoutStream},
 };
 
-mod head_deadline;
 mod idle;
+mod timeouts;
 
 /// Connections of one endpoint at a time. For one more, the one that has waited longest for a
 /// request is closed; where all are being answered, it waits for one of them, and those that follow
@@ -276,7 +276,7 @@ where
         head: HEAD_TIMEOUT,
         answer: ANSWER_TIMEOUT,
     };
-    let stream = HeadDeadline::new(stream, head_seen.clone(), activity.clone(), patience);
+    let stream = TimeoutStream::new(stream, head_seen.clone(), activity.clone(), patience);
     let io = TokioIo::new(stream);
     let service = service_fn(move |request: Request<Incoming>| {
         head_seen.set();

@@ -45,7 +45,7 @@ pub(super) struct Patience {
 
 /// A connection whose reads fail when a head that was begun is not complete in time, and whose
 /// writes fail when the client takes in nothing for too long.
-pub(super) struct HeadDeadline<S> {
+pub(super) struct TimeoutStream<S> {
     stream: S,
     head_seen: HeadSeen,
     activity: Activity,
@@ -55,7 +55,7 @@ pub(super) struct HeadDeadline<S> {
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> HeadDeadline<S> {
+impl<S> TimeoutStream<S> {
     pub(super) fn new(
         stream: S,
         head_seen: HeadSeen,
@@ -95,7 +95,7 @@ impl<S> HeadDeadline<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for HeadDeadline<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for TimeoutStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -122,7 +122,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for HeadDeadline<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for HeadDeadline<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for TimeoutStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -169,7 +169,7 @@ mod tests {
     use super::*;
     use crate::http::idle::Idle;
 
-    async fn pair(allowed: Duration) -> (TcpStream, HeadDeadline<TcpStream>, HeadSeen) {
+    async fn pair(allowed: Duration) -> (TcpStream, TimeoutStream<TcpStream>, HeadSeen) {
         let activity = Arc::new(Idle::default()).accepted();
         let patience = Patience {
             head: allowed,
@@ -181,7 +181,7 @@ mod tests {
             .unwrap();
         let seen = HeadSeen::default();
         let stream = listener.accept().await.unwrap().0;
-        let server = HeadDeadline::new(stream, seen.clone(), activity, patience);
+        let server = TimeoutStream::new(stream, seen.clone(), activity, patience);
         (client, server, seen)
     }
 
