@@ -13,6 +13,8 @@ use shoal_protocol::{
     reference::{Reference, Tag},
 };
 
+use crate::piece::Piece;
+
 /// A manifest, verified against its digest.
 #[derive(Clone, Debug)]
 pub struct Manifest {
@@ -43,7 +45,7 @@ pub struct BlobBody {
     /// The bytes that `stream` yields.
     pub range: Range<u64>,
     /// The bytes. An error ends it; what came before must then not be taken for complete.
-    pub stream: BoxStream<'static, Result<Bytes, PullError>>,
+    pub stream: BoxStream<'static, Result<Piece, PullError>>,
 }
 
 /// Which bytes of a blob are asked for, before its size is known.

@@ -133,8 +133,13 @@ impl Handle {
         blob: &Arc<Blob>,
         range: std::ops::Range<u64>,
     ) -> impl Stream<Item = Result<Bytes, PullError>> + Send + use<> {
+        blob.stream(range, self.demand())
+    }
+
+    /// The line of one more reader.
+    fn demand(&self) -> Demand {
         let reader = self.0.readers.fetch_add(1, Ordering::Relaxed);
-        blob.stream(range, Demand::new(self.0.demands.clone(), reader))
+        Demand::new(self.0.demands.clone(), reader)
     }
 
     async fn tell(&self, fact: Fact) -> Result<(), PullError> {
@@ -301,7 +306,7 @@ impl Content for Handle {
         let size = blob.size();
         let range = span.resolve(size)?;
         let held = blob.state() == BlobState::Complete;
-        let mut pieces = Box::pin(self.read(&blob, range.clone()));
+        let mut pieces = Box::pin(blob.pieces(range.clone(), self.demand()));
         let first = match tokio::time::timeout(FIRST_BYTES, pieces.next()).await {
             Ok(first) => first.transpose()?,
             Err(_) => {

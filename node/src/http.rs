@@ -12,11 +12,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{Stream, TryStreamExt};
-use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use http_body_util::{BodyExt as _, Full};
 use hyper::{
     Request, Response, StatusCode,
-    body::{Body as _, Frame, Incoming},
+    body::{Body as _, Incoming},
     header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue},
     server::conn::http1,
     service::service_fn,
@@ -31,13 +31,19 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
+use crate::piece::Piece;
+
+pub(crate) use self::body::ReplyBody;
 use self::{
-    head_deadline::{HeadDeadline, HeadSeen, Patience},
     idle::{Activity, Idle},
+    sendfile::{FileSender, Handover},
+    timeouts::{HeadSeen, Patience, TimeoutStream},
 };
 
-mod head_deadline;
+mod body;
 mod idle;
+mod sendfile;
+mod timeouts;
 
 /// Connections of one endpoint at a time. For one more, the one that has waited longest for a
 /// request is closed; where all are being answered, it waits for one of them, and those that follow
@@ -97,7 +103,7 @@ pub(crate) const OCTETS: &str = "application/octet-stream";
 pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The answer to a request.
-pub(crate) type Reply = Response<UnsyncBoxBody<Bytes, BodyError>>;
+pub(crate) type Reply = Response<ReplyBody>;
 
 /// The body of a request. None is read but of those who may import.
 pub(crate) struct RequestBody {
@@ -243,15 +249,21 @@ where
             // unless the connection ends.
             debug!("closed a connection that speaks TLS to this plain HTTP port");
         }
-        None => converse(stream, handler, terms).await,
-        Some(_) if !speaks_tls => converse(stream, |_| ready(https_only()), terms).await,
+        None => {
+            let files = Handover::default();
+            let stream = FileSender::new(stream, files.clone());
+            converse(stream, Some(files), handler, terms).await;
+        }
+        Some(_) if !speaks_tls => {
+            converse(stream, None, |_| ready(https_only()), terms).await;
+        }
         Some(tls) => {
             let handshake = tokio::select! {
                 () = terms.shutdown.cancelled() => return,
                 done = tokio::time::timeout(HEAD_TIMEOUT, tls.accept(stream)) => done,
             };
             match handshake {
-                Ok(Ok(stream)) => converse(stream, handler, terms).await,
+                Ok(Ok(stream)) => converse(stream, None, handler, terms).await,
                 Ok(Err(error)) => debug!(%error, "a TLS handshake failed"),
                 Err(_) => debug!("a TLS handshake took too long"),
             }
@@ -259,8 +271,8 @@ where
     }
 }
 
-/// Answers the requests of one connection.
-async fn converse<S, H, F>(stream: S, handler: H, terms: Terms)
+/// Answers the requests of one connection, from `files` where its stream can send them.
+async fn converse<S, H, F>(stream: S, files: Option<Handover>, handler: H, terms: Terms)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Fn(Request<RequestBody>) -> F + Send + 'static,
@@ -276,7 +288,7 @@ where
         head: HEAD_TIMEOUT,
         answer: ANSWER_TIMEOUT,
     };
-    let stream = HeadDeadline::new(stream, head_seen.clone(), activity.clone(), patience);
+    let stream = TimeoutStream::new(stream, head_seen.clone(), activity.clone(), patience);
     let io = TokioIo::new(stream);
     let service = service_fn(move |request: Request<Incoming>| {
         head_seen.set();
@@ -288,13 +300,14 @@ where
             incoming,
             seen: head_seen.clone(),
         });
-        let (reply, activity) = (handler(request), activity.clone());
+        let (reply, activity, files) = (handler(request), activity.clone(), files.clone());
         async move {
             let mut reply = reply.await;
             if last {
                 end_connection(&mut reply);
             }
-            Ok::<_, Infallible>(reply.map(|body| activity.until_the_end_of(body)))
+            let body = |body: ReplyBody| activity.until_the_end_of(body.onto(files.as_ref()));
+            Ok::<_, Infallible>(reply.map(body))
         }
     });
     let connection = http1::Builder::new()
@@ -347,11 +360,7 @@ fn end_connection(reply: &mut Reply) {
 pub(crate) fn full(status: StatusCode, content_type: &str, body: impl Into<Bytes>) -> Reply {
     let body = body.into();
     let length = body.len();
-    let mut reply = Response::new(
-        Full::new(body)
-            .map_err(|never| match never {})
-            .boxed_unsync(),
-    );
+    let mut reply = Response::new(ReplyBody::Full(Full::new(body)));
     *reply.status_mut() = status;
     let headers = reply.headers_mut();
     headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
@@ -362,16 +371,20 @@ pub(crate) fn full(status: StatusCode, content_type: &str, body: impl Into<Bytes
 }
 
 /// An answer whose body comes piece by piece. An error in it aborts the connection.
-pub(crate) fn streamed<S, E>(status: StatusCode, content_type: &'static str, stream: S) -> Reply
+pub(crate) fn streamed<S, P, E>(status: StatusCode, content_type: &'static str, stream: S) -> Reply
 where
-    S: Stream<Item = Result<Bytes, E>> + Send + 'static,
+    S: Stream<Item = Result<P, E>> + Send + 'static,
+    P: Into<Piece> + 'static,
     E: Into<BodyError> + 'static,
 {
-    let frames = stream.map_ok(Frame::data).map_err(Into::into);
-    let mut reply = Response::new(BodyExt::boxed_unsync(StreamBody::new(frames)));
+    let pieces = stream.map_ok(Into::into).map_err(Into::into);
+    let mut reply = Response::new(ReplyBody::Pieces(pieces.boxed()));
     *reply.status_mut() = status;
     reply
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     reply
 }
+
+#[cfg(test)]
+mod tests;

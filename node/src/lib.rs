@@ -20,6 +20,7 @@ pub mod network;
 mod node;
 pub mod origin;
 mod packing;
+pub mod piece;
 pub mod stats;
 pub mod store;
 mod tls;

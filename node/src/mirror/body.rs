@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures::{Stream, StreamExt};
 
 use crate::{
     content::{BlobBody, PullError},
     metrics::Metrics,
+    piece::Piece,
 };
 
 /// Why a body was broken off.
@@ -29,7 +29,7 @@ pub(super) enum Broken {
 pub(super) fn counted(
     body: BlobBody,
     metrics: Arc<Metrics>,
-) -> impl Stream<Item = Result<Bytes, Broken>> + Send + 'static {
+) -> impl Stream<Item = Result<Piece, Broken>> + Send + 'static {
     let expected = body.range.end - body.range.start;
     let state = (body.stream, expected, metrics);
     futures::stream::try_unfold(state, move |(mut stream, left, metrics)| async move {
@@ -37,15 +37,15 @@ pub(super) fn counted(
             None if left == 0 => return Ok(None),
             None => Err(Broken::Length { expected }),
             Some(Err(error)) => Err(error.into()),
-            Some(Ok(bytes)) => match left.checked_sub(bytes.len() as u64) {
-                Some(left) => Ok((bytes, left)),
+            Some(Ok(piece)) => match left.checked_sub(piece.len() as u64) {
+                Some(left) => Ok((piece, left)),
                 None => Err(Broken::Length { expected }),
             },
         };
         match next {
-            Ok((bytes, left)) => {
-                metrics.mirror_bytes.add(bytes.len() as u64);
-                Ok(Some((bytes, (stream, left, metrics))))
+            Ok((piece, left)) => {
+                metrics.mirror_bytes.add(piece.len() as u64);
+                Ok(Some((piece, (stream, left, metrics))))
             }
             Err(error) => Err(broken(error, &metrics)),
         }

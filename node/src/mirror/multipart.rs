@@ -5,7 +5,6 @@
 
 use std::{ops::Range, sync::Arc};
 
-use bytes::Bytes;
 use futures::{FutureExt as _, Stream, StreamExt as _, TryStreamExt as _, stream};
 use hyper::{
     StatusCode,
@@ -19,6 +18,7 @@ use crate::{
     content::{BlobBody, Content, PullError, Span},
     http::{self, Reply},
     metrics::Metrics,
+    piece::Piece,
 };
 
 /// Ranges of one answer that are fetched at once. Each has at most 2 MiB read ahead.
@@ -149,13 +149,13 @@ fn body(
     layout: Layout,
     bodies: impl Stream<Item = Result<BlobBody, PullError>> + Send + 'static,
     metrics: Arc<Metrics>,
-) -> impl Stream<Item = Result<Bytes, Broken>> + Send + 'static {
-    let tail = Bytes::from(layout.tail());
+) -> impl Stream<Item = Result<Piece, Broken>> + Send + 'static {
+    let tail = Piece::Bytes(layout.tail().into());
     let parts = bodies.map(move |opened| {
         let opened = opened.map_err(|error| body::broken(error.into(), &metrics))?;
-        let head = Bytes::from(layout.head(&opened.range));
-        let bytes = body::counted(opened, Arc::clone(&metrics));
-        Ok::<_, Broken>(stream::iter([Ok(head)]).chain(bytes))
+        let head = Piece::Bytes(layout.head(&opened.range).into());
+        let pieces = body::counted(opened, Arc::clone(&metrics));
+        Ok::<_, Broken>(stream::iter([Ok(head)]).chain(pieces))
     });
     parts.try_flatten().chain(stream::iter([Ok(tail)]))
 }

@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use http_body_util::{BodyExt, Empty};
 use hyper::{
-    HeaderMap, Method, Request, Response, StatusCode,
+    HeaderMap, Method, Request, StatusCode,
     header::{
         ACCEPT_RANGES, AGE, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderName,
         HeaderValue, LINK, WARNING,
@@ -232,13 +231,7 @@ async fn blob<C: Content>(
         }
     };
     // The client's credentials may be used until the answer ends.
-    let mut reply = reply.map(|body| {
-        let until_the_end = move |frame| {
-            let _pass = &pass;
-            frame
-        };
-        body.map_frame(until_the_end).boxed_unsync()
-    });
+    let mut reply = reply.map(|body| body.holding(pass));
     let headers = reply.headers_mut();
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     identify(headers, &digest, &etag);
@@ -345,8 +338,7 @@ fn listed_manifests(index: &[u8]) -> Vec<serde_json::Value> {
 }
 
 fn not_modified() -> Reply {
-    let body = Empty::new().map_err(|never| match never {});
-    let mut reply = Response::new(body.boxed_unsync());
+    let mut reply = Reply::default();
     *reply.status_mut() = StatusCode::NOT_MODIFIED;
     reply
 }

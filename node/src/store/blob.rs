@@ -29,7 +29,7 @@ use super::{
     sidecar::Sidecar,
     view::{Seen, Sight, View},
 };
-use crate::{buffers::Buffer, content::PullError};
+use crate::{content::PullError, piece};
 
 /// How many chunks of one blob can be written at once.
 const STRIPES: usize = 16;
@@ -53,7 +53,7 @@ pub enum BlobState {
 pub struct Blob {
     shared: Arc<Shared>,
     entry: Arc<Entry>,
-    data: File,
+    pub(super) data: Arc<File>,
     sidecar: Mutex<Sidecar>,
     /// Whoever changes the bytes of a chunk holds the stripe of its index.
     stripes: [Mutex<()>; STRIPES],
@@ -157,7 +157,7 @@ impl Blob {
         Arc::new(Self {
             shared: Arc::clone(shared),
             entry: Arc::clone(entry),
-            data,
+            data: Arc::new(data),
             sidecar: Mutex::new(sidecar),
             stripes: std::array::from_fn(|_| Mutex::new(())),
             view: Mutex::new(view),
@@ -329,9 +329,7 @@ impl Blob {
 
     /// Bytes of the file, checked or not.
     pub(super) fn read(&self, range: Range<u64>) -> io::Result<Bytes> {
-        let mut bytes = Buffer::of((range.end - range.start) as usize);
-        self.data.read_exact_at(&mut bytes, range.start)?;
-        Ok(bytes.freeze())
+        piece::read(&self.data, range)
     }
 
     pub(super) fn shared(&self) -> &Shared {

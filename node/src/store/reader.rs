@@ -8,6 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::{Stream, stream};
+use shoal_protocol::digest::Digest;
 use tokio::{
     sync::watch,
     task::{JoinHandle, spawn_blocking},
@@ -18,10 +19,14 @@ use super::{
     demand::{Demand, Line},
     view::{Seen, Sight},
 };
-use crate::content::PullError;
+use crate::{
+    content::PullError,
+    piece::{self, FileRange, Piece},
+};
 
-/// Bytes of a piece at most. One is read ahead, so that a reader costs twice this.
-const PIECE_BYTES_MAX: u64 = 1 << 20;
+/// Bytes of a piece at most. One is read ahead, so that a reader may cost twice this; one that is
+/// sent from its file costs nothing.
+const PIECE_BYTES_MAX: u64 = piece::FILE_BYTES_MAX as u64;
 
 /// And at least, however many readers there are: less costs more calls than copying.
 const PIECE_BYTES_MIN: u64 = 16 << 10;
@@ -29,6 +34,12 @@ const PIECE_BYTES_MIN: u64 = 16 << 10;
 /// Bytes of the pieces of all readers together, while there are not thousands: were it not for
 /// this, a thousand clients that read nothing would take 2 GB.
 const PIECES_BYTES_MAX: u64 = 32 << 20;
+
+/// Bytes at the end of a range that are never left in the file. They are given once all before them
+/// were sent and none of these has changed meanwhile: a client that was sent something else cannot
+/// complete its answer. What its socket still holds then are the file's own pages, which change only
+/// where a chunk of a complete blob was found rotten and comes anew.
+const LAST_BYTES: u64 = 64 << 10;
 
 struct Reader {
     blob: Arc<Blob>,
@@ -39,7 +50,7 @@ struct Reader {
     progress: watch::Receiver<u64>,
     line: Line,
     /// The next piece, being read.
-    pending: Option<Piece>,
+    pending: Option<Reading>,
     ended: bool,
 }
 
@@ -65,9 +76,14 @@ fn piece_bytes(readers: u64) -> u64 {
     1 << share.clamp(PIECE_BYTES_MIN, PIECE_BYTES_MAX).ilog2()
 }
 
-struct Piece {
+struct Reading {
     end: u64,
     bytes: JoinHandle<io::Result<Bytes>>,
+}
+
+enum Next {
+    File(FileRange, u64),
+    Read(Reading),
 }
 
 impl Blob {
@@ -82,6 +98,19 @@ impl Blob {
         range: Range<u64>,
         demand: Demand,
     ) -> impl Stream<Item = Result<Bytes, PullError>> + Send + use<> {
+        let digest = self.digest();
+        let unreadable = move |error| unreadable(digest, &error);
+        piece::in_memory(self.pieces(range, demand), unreadable)
+    }
+
+    /// The same for those who can send from a file: of a complete blob, what the page cache holds is
+    /// left there, but for the end of the range. Whoever is given such a piece has to send or read
+    /// all of it before asking for the next.
+    pub fn pieces(
+        self: &Arc<Self>,
+        range: Range<u64>,
+        demand: Demand,
+    ) -> impl Stream<Item = Result<Piece, PullError>> + Send + use<> {
         let end = range.end.min(self.size());
         let range = range.start.min(end)..end;
         let end_chunk = self.geometry().index_of(range.end.saturating_sub(1)) + 1;
@@ -104,7 +133,7 @@ impl Blob {
 }
 
 impl Reader {
-    async fn next(&mut self) -> Option<Result<Bytes, PullError>> {
+    async fn next(&mut self) -> Option<Result<Piece, PullError>> {
         if self.ended {
             return None;
         }
@@ -113,9 +142,9 @@ impl Reader {
         piece
     }
 
-    async fn piece(&mut self) -> Result<Option<Bytes>, PullError> {
-        let piece = if let Some(piece) = self.pending.take() {
-            piece
+    async fn piece(&mut self) -> Result<Option<Piece>, PullError> {
+        let next = if let Some(reading) = self.pending.take() {
+            Next::Read(reading)
         } else {
             let end = self.wait().await?;
             if end == self.at {
@@ -123,21 +152,26 @@ impl Reader {
             }
             self.start(end)
         };
-        let bytes = match piece.bytes.await {
-            Ok(Ok(bytes)) => bytes,
-            Ok(Err(error)) => return Err(self.unreadable(&error)),
-            Err(error) => return Err(self.unreadable(&error)),
+        let (end, piece) = match next {
+            Next::File(range, end) => (end, Piece::File(range)),
+            Next::Read(Reading { end, bytes }) => match bytes.await {
+                Ok(Ok(bytes)) => (end, Piece::Bytes(bytes)),
+                Ok(Err(error)) => return Err(unreadable(self.blob.digest(), &error)),
+                Err(error) => return Err(unreadable(self.blob.digest(), &error)),
+            },
         };
-        // After the read: what changed before or while the disk worked is seen here.
-        self.blob
-            .vouch(&mut self.seen, self.range.start..piece.end)?;
-        self.at = piece.end;
-        if self.at < self.range.end
+        // After the read: what changed before or while the disk worked is seen here, and what
+        // changed in the file while earlier pieces were sent from it.
+        self.blob.vouch(&mut self.seen, self.range.start..end)?;
+        self.at = end;
+        if let Piece::Bytes(_) = piece
+            && self.at < self.range.end
             && let Sight::Ready(end) = self.blob.sight(self.at, self.range.end)
+            && let Next::Read(reading) = self.start(end)
         {
-            self.pending = Some(self.start(end));
+            self.pending = Some(reading);
         }
-        Ok(Some(bytes))
+        Ok(Some(piece))
     }
 
     /// Waits for bytes, and says how far they reach; no further than here at the end.
@@ -160,25 +194,28 @@ impl Reader {
         }
     }
 
-    /// Begins to read the next piece; there are bytes up to `visible`.
-    fn start(&mut self, visible: u64) -> Piece {
+    /// Finds the next piece in the page cache, or begins to read it; there are bytes up to
+    /// `visible`.
+    fn start(&mut self, visible: u64) -> Next {
+        let readers = self.blob.shared().readers.load(Ordering::Relaxed);
+        let end = visible.min(self.at + piece_bytes(readers));
         if self.blob.state() == BlobState::Partial {
             self.line.moves_into(self.blob.geometry().index_of(self.at));
+        } else {
+            let end = end.min(self.range.end.saturating_sub(LAST_BYTES));
+            let range = FileRange::new(Arc::clone(&self.blob.data), self.at..end);
+            if range.is_cached() {
+                return Next::File(range, end);
+            }
         }
-        let readers = self.blob.shared().readers.load(Ordering::Relaxed);
-        let range = self.at..visible.min(self.at + piece_bytes(readers));
-        let end = range.end;
-        let blob = Arc::clone(&self.blob);
+        let (blob, range) = (Arc::clone(&self.blob), self.at..end);
         let bytes = spawn_blocking(move || blob.read(range));
-        Piece { end, bytes }
+        Next::Read(Reading { end, bytes })
     }
+}
 
-    fn unreadable(&self, error: &dyn std::error::Error) -> PullError {
-        let (blob, at) = (self.blob.digest(), self.at);
-        PullError::Unavailable(format!(
-            "cannot read {blob} from the store at byte {at}: {error}"
-        ))
-    }
+fn unreadable(blob: Digest, error: &dyn std::error::Error) -> PullError {
+    PullError::Unavailable(format!("cannot read {blob} from the store: {error}"))
 }
 
 #[cfg(test)]

@@ -131,7 +131,7 @@ impl Content for TestContent {
         let pieces: Vec<_> = bytes[..sent].chunks(100_000).collect();
         let pieces: Vec<_> = pieces
             .into_iter()
-            .map(|piece| Ok(bytes.slice_ref(piece)))
+            .map(|piece| Ok(bytes.slice_ref(piece).into()))
             .collect();
         let tail = match self.cut {
             Some((_, Cut::Error)) => {

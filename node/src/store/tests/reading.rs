@@ -1,6 +1,8 @@
 //! Readers of a blob that grows.
 
 use std::{
+    fs::File,
+    io,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -8,13 +10,17 @@ use std::{
     time::Duration,
 };
 
-use futures::StreamExt as _;
+use futures::{
+    StreamExt as _,
+    stream::{self, BoxStream},
+};
 use shoal_protocol::{limits::CHUNK_BYTES_MIN, message::BlobKind};
 
 use super::support::*;
 use crate::{
     content::PullError,
-    store::{DemandEvent, Verdict},
+    piece::{Piece, in_memory},
+    store::{Blob, DemandEvent, Store, Verdict},
 };
 
 #[tokio::test]
@@ -240,6 +246,86 @@ async fn a_complete_blob_makes_no_demands() {
     drain(&mut stream, 100).await;
     drop(stream);
     assert_eq!(events.recv().await, None);
+}
+
+/// A reader that may be given pieces of the file, of a blob that is complete.
+async fn complete_in_pieces(
+    store: &Store,
+    sample: &Sample,
+) -> (Arc<Blob>, BoxStream<'static, Result<Piece, PullError>>) {
+    sample.complete(store).await;
+    let blob = store.get(&sample.digest).unwrap();
+    let pieces = blob.pieces(0..sample.size(), demand(0, 1).0).boxed();
+    (blob, pieces)
+}
+
+/// The next piece, which must be in the file.
+async fn in_file(pieces: &mut BoxStream<'static, Result<Piece, PullError>>) -> Piece {
+    let piece = pieces.next().await.unwrap().unwrap();
+    assert!(
+        matches!(piece, Piece::File(_)),
+        "the temporary directory's file system should know RWF_NOWAIT, as ext4, XFS and btrfs do"
+    );
+    piece
+}
+
+#[tokio::test]
+async fn what_is_complete_and_cached_stays_in_its_file_but_for_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let sample = Sample::new(1, 9 * CHUNK_BYTES_MIN + 1);
+    let (blob, mut pieces) = complete_in_pieces(&store, &sample).await;
+    let mut given = vec![in_file(&mut pieces).await];
+    // Deleted, it can be read on.
+    drop(blob);
+    assert!(store.remove(&sample.digest).unwrap());
+    given.extend(pieces.map(Result::unwrap).collect::<Vec<_>>().await);
+    assert!(matches!(given.last(), Some(Piece::Bytes(_))));
+    let all = in_memory(stream::iter(given.into_iter().map(Ok)), io::Error::other);
+    let all: Vec<_> = all.map(Result::unwrap).collect().await;
+    assert!(all.concat() == sample.bytes);
+}
+
+#[tokio::test]
+async fn what_is_on_its_way_is_read_into_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let sample = Sample::new(1, 3 * CHUNK_BYTES_MIN);
+    let blob = sample.fill(&store);
+    let pieces = blob.pieces(0..2 * CHUNK_BYTES_MIN, demand(0, 1).0);
+    let pieces: Vec<_> = pieces.map(Result::unwrap).collect().await;
+    assert!(pieces.iter().all(|piece| matches!(piece, Piece::Bytes(_))));
+}
+
+#[tokio::test]
+async fn what_the_disk_has_to_give_is_read_into_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let sample = Sample::new(1, 8 * CHUNK_BYTES_MIN);
+    let (_blob, mut pieces) = complete_in_pieces(&store, &sample).await;
+    let file = File::open(blob_file(&dir, &sample.digest)).unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    let first = pieces.next().await.unwrap().unwrap();
+    let Piece::Bytes(first) = first else {
+        panic!("the first bytes are not in the page cache");
+    };
+    assert!(first == sample.bytes[..first.len()]);
+}
+
+#[tokio::test]
+async fn a_reader_that_has_had_a_file_of_which_a_chunk_is_dropped_is_broken_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let sample = Sample::new(1, 4 * CHUNK_BYTES_MIN);
+    let (blob, mut pieces) = complete_in_pieces(&store, &sample).await;
+    in_file(&mut pieces).await;
+    blob.drop_chunk(1).unwrap();
+    // That the chunk is here again changes nothing: who knows what was sent.
+    sample.write(&blob, 1);
+    assert_eq!(blob.verify().await, Verdict::Matches);
+    let next = pieces.next().await;
+    assert!(matches!(next, Some(Err(PullError::Corrupt(_)))));
+    assert!(pieces.next().await.is_none());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -45,7 +45,7 @@ pub(super) struct Patience {
 
 /// A connection whose reads fail when a head that was begun is not complete in time, and whose
 /// writes fail when the client takes in nothing for too long.
-pub(super) struct HeadDeadline<S> {
+pub(super) struct TimeoutStream<S> {
     stream: S,
     head_seen: HeadSeen,
     activity: Activity,
@@ -55,7 +55,7 @@ pub(super) struct HeadDeadline<S> {
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> HeadDeadline<S> {
+impl<S> TimeoutStream<S> {
     pub(super) fn new(
         stream: S,
         head_seen: HeadSeen,
@@ -95,7 +95,7 @@ impl<S> HeadDeadline<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for HeadDeadline<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for TimeoutStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -122,7 +122,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for HeadDeadline<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for HeadDeadline<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for TimeoutStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -167,22 +167,35 @@ mod tests {
     };
 
     use super::*;
-    use crate::http::idle::Idle;
+    use crate::{
+        http::{
+            idle::Idle,
+            sendfile::{FileSender, Handover},
+        },
+        piece::{FILE_BYTES_MAX, FileRange},
+    };
 
-    async fn pair(allowed: Duration) -> (TcpStream, HeadDeadline<TcpStream>, HeadSeen) {
+    async fn pair(allowed: Duration) -> (TcpStream, TimeoutStream<TcpStream>, HeadSeen) {
+        let (client, stream) = sockets().await;
+        let seen = HeadSeen::default();
+        (client, bounded(stream, seen.clone(), allowed), seen)
+    }
+
+    fn bounded<S>(stream: S, seen: HeadSeen, allowed: Duration) -> TimeoutStream<S> {
         let activity = Arc::new(Idle::default()).accepted();
         let patience = Patience {
             head: allowed,
             answer: allowed,
         };
+        TimeoutStream::new(stream, seen, activity, patience)
+    }
+
+    async fn sockets() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap())
             .await
             .unwrap();
-        let seen = HeadSeen::default();
-        let stream = listener.accept().await.unwrap().0;
-        let server = HeadDeadline::new(stream, seen.clone(), activity, patience);
-        (client, server, seen)
+        (client, listener.accept().await.unwrap().0)
     }
 
     #[tokio::test]
@@ -235,6 +248,25 @@ mod tests {
         written.unwrap();
 
         let error = server.write_all(&vec![7; 64 << 20]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_nothing_in_of_a_file_fails_in_time_too() {
+        let allowed = Duration::from_millis(300);
+        let (_client, stream) = sockets().await;
+        let files = Handover::default();
+        let stream = FileSender::new(stream, files.clone());
+        let mut server = bounded(stream, HeadSeen::default(), allowed);
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        file.set_len(FILE_BYTES_MAX as u64).unwrap();
+        let error = loop {
+            let range = FileRange::new(Arc::clone(&file), 0..FILE_BYTES_MAX as u64);
+            let stand_in = files.give(range).unwrap();
+            if let Err(error) = server.write_all(&stand_in).await {
+                break error;
+            }
+        };
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }
