@@ -49,7 +49,7 @@ fn hoarder() -> Scenario {
 fn one_source() -> Scenario {
     let mut scenario = named("warm-48");
     scenario.warm = 1;
-    scenario.images[0].layers = 1;
+    scenario.images[0].layers = 3;
     scenario.limits.ratio = Some(1.13);
     scenario
 }
