@@ -170,19 +170,15 @@ impl AsyncWrite for FileSender {
 mod tests {
     use std::io::Write as _;
 
-    use tokio::{
-        io::{AsyncReadExt as _, AsyncWriteExt as _},
-        net::TcpListener,
-    };
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
+    use crate::http::tests::sockets;
 
     async fn pair() -> (TcpStream, FileSender, Handover) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap()).await;
+        let (client, stream) = sockets().await;
         let files = Handover::default();
-        let sender = FileSender::new(listener.accept().await.unwrap().0, files.clone());
-        (client.unwrap(), sender, files)
+        (client, FileSender::new(stream, files.clone()), files)
     }
 
     fn range() -> FileRange {

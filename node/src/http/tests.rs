@@ -29,6 +29,13 @@ const FILE_BYTES: usize = 24 << 20;
 /// How long anything here may take at most.
 const SOON: Duration = Duration::from_secs(20);
 
+/// Both ends of a connection: the client's, then the server's.
+pub(super) async fn sockets() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).await;
+    (client.unwrap(), listener.accept().await.unwrap().0)
+}
+
 /// A file, and what is in it.
 #[derive(Clone)]
 struct Source {

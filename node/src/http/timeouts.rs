@@ -163,7 +163,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TimeoutStream<S> {
 mod tests {
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
-        net::{TcpListener, TcpStream},
+        net::TcpStream,
     };
 
     use super::*;
@@ -171,6 +171,7 @@ mod tests {
         http::{
             idle::Idle,
             sendfile::{FileSender, Handover},
+            tests::sockets,
         },
         piece::{FILE_BYTES_MAX, FileRange},
     };
@@ -190,12 +191,10 @@ mod tests {
         TimeoutStream::new(stream, seen, activity, patience)
     }
 
-    async fn sockets() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap())
-            .await
-            .unwrap();
-        (client, listener.accept().await.unwrap().0)
+    /// Whether a read is still waiting well after what is allowed.
+    async fn waits(server: &mut TimeoutStream<TcpStream>, allowed: Duration) -> bool {
+        let read = server.read_u8();
+        tokio::time::timeout(4 * allowed, read).await.is_err()
     }
 
     #[tokio::test]
@@ -205,21 +204,13 @@ mod tests {
         let mut byte = [0];
 
         // Idle: no deadline runs before the first byte.
-        assert!(
-            tokio::time::timeout(4 * allowed, server.read(&mut byte))
-                .await
-                .is_err()
-        );
+        assert!(waits(&mut server, allowed).await);
 
         // A complete head stops the deadline.
         client.write_all(b"G").await.unwrap();
         assert_eq!(server.read(&mut byte).await.unwrap(), 1);
         seen.set();
-        assert!(
-            tokio::time::timeout(4 * allowed, server.read(&mut byte))
-                .await
-                .is_err()
-        );
+        assert!(waits(&mut server, allowed).await);
 
         // One that is begun and not completed does not.
         client.write_all(b"G").await.unwrap();
