@@ -10,7 +10,7 @@ use libp2p::core::{Endpoint, Transport as _, upgrade::Version};
 use libp2p::identity::Keypair;
 use libp2p::{Multiaddr, PeerId, multiaddr::Protocol, noise, tcp, tls, yamux};
 
-use super::{BLOCK, STEP};
+use super::{BLOCK, STEP, runtime};
 
 type Transport = Boxed<(PeerId, StreamMuxerBox)>;
 
@@ -38,10 +38,10 @@ fn said(error: impl ToString) -> String {
 
 fn run(blocks: usize, transport: impl Fn() -> Result<Transport, String>) -> Result<(), String> {
     let (sender, receiver) = (transport()?, transport()?);
-    let runtime = tokio::runtime::Runtime::new().map_err(said)?;
-    runtime.block_on(async move {
+    let (here, there) = (runtime()?, runtime()?);
+    here.block_on(async {
         let (address, receiving) = listen(receiver, blocks).await?;
-        let sending = tokio::spawn(send(sender, address, blocks));
+        let sending = there.spawn(send(sender, address, blocks));
         receiving.await.map_err(said)??;
         sending.abort();
         Ok(())

@@ -5,6 +5,8 @@ mod sockets;
 mod swarm;
 mod work;
 
+use tokio::runtime::Runtime;
+
 use crate::measure::{Entry, Measured};
 use crate::support::clock;
 use crate::usage;
@@ -14,6 +16,14 @@ const BLOCK: usize = 4 << 20;
 
 /// How much is written and read in one go.
 const STEP: usize = 256 << 10;
+
+/// A runtime for one end: of one thread, as the ends without a runtime have. With more, on a machine
+/// of two cores, what is measured is how they get into each other's way, where two nodes do not.
+fn runtime() -> Result<Runtime, String> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let built = builder.worker_threads(1).enable_all().build();
+    built.map_err(|error| error.to_string())
+}
 
 /// Everything that is measured, each moving so many MiB.
 pub(crate) fn entries(mebibytes: usize) -> Vec<Entry> {

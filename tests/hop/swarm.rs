@@ -15,7 +15,7 @@ use shoal_protocol::directory::{Directory, NodeRecord, Peer, Place};
 use shoal_protocol::message::ChunkHeader;
 use tokio::sync::mpsc;
 
-use super::BLOCK;
+use super::{BLOCK, runtime};
 
 /// Chunks that are handed to the network at once, as many as a daemon sends at once.
 const SENT_AT_ONCE: usize = 4;
@@ -63,46 +63,21 @@ impl End {
 }
 
 pub(crate) fn run(blocks: usize) -> Result<(), String> {
-    let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
-    runtime.block_on(async {
-        let key = ClusterKey::generate();
-        let (sender, mut receiver) = (End::start(&key).await?, End::start(&key).await?);
-        let (to, from) = (sender.knows(&receiver), receiver.knows(&sender));
-        let blob = Digest::sha256([1; 32]);
-        let bytes = Bytes::from(vec![1; BLOCK]);
-        let hash = ChunkHash::of(&bytes);
-        let header = ChunkHeader {
-            blob,
-            index: 0,
-            size: (blocks * BLOCK) as u64,
-            attestation: Attestation::sign(
-                &sender.identity.signing_key(),
-                &blob,
-                0,
-                hash,
-                BLOCK as u32,
-            ),
-            packed: None,
-        };
-        for index in 0..blocks as u32 {
-            receiver.network.expect(from, blob, index);
-        }
-        let sending = tokio::spawn(async move {
-            let network = sender.network.clone();
-            let sends = (0..blocks as u32).map(|index| {
-                let header = ChunkHeader {
-                    index,
-                    ..header.clone()
-                };
-                network.send_chunk(to, header, bytes.clone())
-            });
-            let mut sends = futures::stream::iter(sends).buffered(SENT_AT_ONCE);
-            while let Some(sent) = sends.next().await {
-                sent.map_err(|error| error.to_string())?;
-            }
-            // The network ends with its last handle, and with it what is still on its way.
-            Ok::<_, String>(sender)
-        });
+    let (here, there) = (runtime()?, runtime()?);
+    let key = ClusterKey::generate();
+    let sender = there.block_on(End::start(&key))?;
+    let mut receiver = here.block_on(End::start(&key))?;
+    let (to, from) = (sender.knows(&receiver), receiver.knows(&sender));
+    let blob = Digest::sha256([1; 32]);
+    for index in 0..blocks as u32 {
+        receiver.network.expect(from, blob, index);
+    }
+    let sending = there.spawn(async move {
+        send(&sender, to, blob, blocks).await?;
+        // The network ends with its last handle, and with it what is still on its way.
+        Ok::<_, String>(sender)
+    });
+    here.block_on(async {
         let mut came = 0;
         while came < blocks {
             match receiver.events.recv().await {
@@ -114,4 +89,34 @@ pub(crate) fn run(blocks: usize) -> Result<(), String> {
         sending.await.map_err(|error| error.to_string())??;
         Ok(())
     })
+}
+
+async fn send(sender: &End, to: Peer, blob: Digest, blocks: usize) -> Result<(), String> {
+    let bytes = Bytes::from(vec![1; BLOCK]);
+    let hash = ChunkHash::of(&bytes);
+    let header = ChunkHeader {
+        blob,
+        index: 0,
+        size: (blocks * BLOCK) as u64,
+        attestation: Attestation::sign(
+            &sender.identity.signing_key(),
+            &blob,
+            0,
+            hash,
+            BLOCK as u32,
+        ),
+        packed: None,
+    };
+    let sends = (0..blocks as u32).map(|index| {
+        let header = ChunkHeader {
+            index,
+            ..header.clone()
+        };
+        sender.network.send_chunk(to, header, bytes.clone())
+    });
+    let mut sends = futures::stream::iter(sends).buffered(SENT_AT_ONCE);
+    while let Some(sent) = sends.next().await {
+        sent.map_err(|error| error.to_string())?;
+    }
+    Ok(())
 }
