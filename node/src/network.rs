@@ -9,8 +9,8 @@
 //! bytes of a chunk are right (the store checks).
 //!
 //! libp2p carries the connections; libp2p-stream was not used because it drops inbound streams
-//! when its queue is full, and request-response because it holds whole messages in memory. Streams
-//! live as long as their connection: opening one costs a round trip.
+//! when its queue is full, and request-response because it holds whole messages in memory. A
+//! connection is one stream, and lives as long as it.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -239,8 +239,7 @@ pub async fn start(
         transport,
         Streams::default(),
         config.identity.peer_id(),
-        swarm::Config::with_tokio_executor()
-            .with_max_negotiating_inbound_streams(limits::STREAMS_MAX),
+        swarm::Config::with_tokio_executor(),
     );
     let shared = Arc::new(Shared {
         admission: config.admission,

@@ -5,8 +5,8 @@ use shoal_protocol::{
     message::{Lease, LeaseReport, Message, OriginFailure},
 };
 
-/// What stands around every message: its length, a yamux header and a TLS record.
-const FRAMING: u64 = 4 + 12 + 22;
+/// What stands around every message: its length and a TLS record.
+const FRAMING: u64 = 4 + 22;
 
 /// The version byte and the variant.
 const HEAD: u64 = 2;

@@ -1,8 +1,8 @@
 //! The part that lives inside libp2p's swarm: it opens and accepts streams, and nothing else.
 //!
-//! A connection carries one lane, [`Lane::Control`] or [`Lane::Bulk`], and in it at most one
-//! stream in each direction. Streams go out of here as soon as they are negotiated; what is spoken
-//! on them, and when a connection is opened or closed, is the engine's business.
+//! A connection carries one lane, [`Lane::Control`] or [`Lane::Bulk`], and is one stream, which the
+//! dialer opens. Streams go out of here as soon as they are negotiated; what is spoken on them, and
+//! when a connection is opened or closed, is the engine's business.
 
 use std::{
     array,
@@ -51,14 +51,12 @@ impl Lane {
     }
 }
 
-/// What happened to a stream of a connection.
+/// What happened to the stream of a connection.
 #[derive(Debug)]
 pub(super) enum StreamEvent {
-    /// The peer opened one.
-    Inbound(Lane, Stream),
-    /// The one that we asked for is open.
-    Outbound(Lane, Stream),
-    /// The one that we asked for cannot be opened.
+    /// It is open, by us or by the peer.
+    Open(Lane, Stream),
+    /// It cannot be opened.
     Failed(String),
 }
 
@@ -80,7 +78,7 @@ pub(super) struct Streams {
 }
 
 impl Streams {
-    /// Asks for a stream to the peer of a connection.
+    /// Asks for the stream of a connection that we dialled.
     pub(super) fn open(&mut self, peer_id: PeerId, connection: ConnectionId, lane: Lane) {
         self.pending.push_back(ToSwarm::NotifyHandler {
             peer_id,
@@ -173,11 +171,11 @@ impl NetworkBehaviour for Streams {
     }
 }
 
-/// One connection's end inside the swarm. Both queues hold one entry per lane and direction.
+/// One connection's end inside the swarm. It has one stream.
 #[derive(Default)]
 pub(super) struct Handler {
-    wanted: VecDeque<Lane>,
-    events: VecDeque<StreamEvent>,
+    wanted: Option<Lane>,
+    event: Option<StreamEvent>,
 }
 
 impl ConnectionHandler for Handler {
@@ -198,10 +196,10 @@ impl ConnectionHandler for Handler {
     }
 
     fn poll(&mut self, _: &mut Context<'_>) -> Poll<ConnectionHandlerEvent<Open, (), StreamEvent>> {
-        if let Some(event) = self.events.pop_front() {
+        if let Some(event) = self.event.take() {
             return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(event));
         }
-        match self.wanted.pop_front() {
+        match self.wanted.take() {
             Some(lane) => Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest {
                 protocol: SubstreamProtocol::new(Open(lane), ()),
             }),
@@ -210,7 +208,7 @@ impl ConnectionHandler for Handler {
     }
 
     fn on_behaviour_event(&mut self, lane: Lane) {
-        self.wanted.push_back(lane);
+        self.wanted = Some(lane);
     }
 
     fn on_connection_event(&mut self, event: ConnectionEvent<'_, Accept, Open>) {
@@ -222,17 +220,17 @@ impl ConnectionHandler for Handler {
             ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
                 protocol: (lane, stream),
                 ..
-            }) => StreamEvent::Inbound(lane, stream),
-            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
+            })
+            | ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
                 protocol: (lane, stream),
                 ..
-            }) => StreamEvent::Outbound(lane, stream),
+            }) => StreamEvent::Open(lane, stream),
             ConnectionEvent::DialUpgradeError(error) => {
                 StreamEvent::Failed(error.error.to_string())
             }
             _ => return,
         };
-        self.events.push_back(event);
+        self.event = Some(event);
     }
 }
 

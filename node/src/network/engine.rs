@@ -348,12 +348,10 @@ impl Engine {
         };
         let connection = Connection {
             peer,
-            peer_id,
             address: endpoint.get_remote_address().clone(),
             lane,
             activity: Activity::new(self.shared.clock),
-            outlet: Outlet::Closed,
-            receives: false,
+            outlet: Outlet::Opening,
             closing: false,
             tasks: Vec::new(),
         };
@@ -366,7 +364,7 @@ impl Engine {
         }
         if let Some(lane) = lane {
             // The stream tells the other side what the connection is for.
-            self.start_sending(id);
+            self.swarm.behaviour_mut().open(peer_id, id, lane);
             if lane == Lane::Control {
                 self.connected(peer, id).await?;
             }

@@ -34,8 +34,8 @@ pub(super) const CONTROL_IDLE: Duration = Duration::from_mins(1);
 /// A bulk connection without traffic for so long is closed.
 pub(super) const BULK_IDLE: Duration = Duration::from_secs(30);
 
-/// How long a peer may take to open its first stream, which tells what its connection is for.
-pub(super) const FIRST_STREAM_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a peer may take to open the stream, which tells what its connection is for.
+pub(super) const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Messages that may wait for one peer. A puller with 40 layers sends some 100 a second.
 pub(super) const OUTBOX_MESSAGES_MAX: usize = 4096;
@@ -65,15 +65,6 @@ pub(super) const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// or so often in bytes.
 pub(super) const PROGRESS_BYTES: u32 = 1 << 20;
 
-/// Streams in one connection: one each way, and room to refuse what is too much politely.
-pub(super) const STREAMS_MAX: usize = 8;
-
-/// How far a peer may send ahead of what we read, over one connection, in bytes. yamux grows a
-/// stream's window up to this from 256 KiB while the bandwidth-delay product asks for it:
-/// 10 Gbit/s at 1 ms are 1.25 MB, and 4 MiB beyond the 256 KiB guaranteed to each stream leave
-/// room for 3 ms.
-pub(super) const WINDOW_BYTES_MAX: usize = (4 << 20) + STREAMS_MAX * (256 << 10);
-
 /// Bytes that the kernel takes in before it can send them (TCP_NOTSENT_LOWAT), for each connection.
 /// Without a bound its buffers grow to megabytes for each peer: a slow link is full, and whoever
 /// decides what is sent next does not see it. One holder of 128 MiB and three pullers on links of
@@ -84,8 +75,3 @@ pub(super) const UNSENT_BYTES_MAX: u32 = 32 << 10;
 /// Events that may wait for the driver: some milliseconds of a busy swarm. Most are small; a message
 /// is at most 1 MiB, and chunks are bounded by what was expected.
 pub(super) const EVENTS_MAX: usize = 256;
-
-/// The largest yamux frame, in bytes. On loopback 16 KiB, its default, moved 0.87 GB/s, 64 KiB
-/// moved 1.08. A frame is the grain at which the two directions of a connection take turns, so it
-/// is not larger than it has to be.
-pub(super) const FRAME_BYTES_MAX: usize = 64 << 10;

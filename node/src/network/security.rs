@@ -1,4 +1,4 @@
-//! Who gets in: TLS 1.3 by the nodes' own keys, then an exchange of tickets, then the multiplexer.
+//! Who gets in: TLS 1.3 by the nodes' own keys, then an exchange of tickets.
 //!
 //! libp2p's own TLS upgrade prefers ChaCha20, which costs twice the CPU of AES-128 on machines with
 //! AES instructions, so the configuration is ours; the certificates are libp2p's
@@ -6,8 +6,8 @@
 //! TLS: there is only one, and a stranger shall learn nothing.
 //!
 //! The dialer shows its ticket first, together with the end of its handshake. The listener says
-//! nothing at all until that ticket has verified, then shows its own. The multiplexer starts only
-//! when both have.
+//! nothing at all until that ticket has verified, then shows its own. Nothing is spoken before both
+//! have.
 
 use std::{
     io,
@@ -122,7 +122,7 @@ pub(super) enum SetupError {
     Tls(#[from] rustls::Error),
 }
 
-/// TCP, TLS, tickets, yamux.
+/// TCP, TLS, tickets.
 pub(super) fn transport(
     identity: &Identity,
     admission: Admission,

@@ -2,7 +2,11 @@
 
 use std::sync::atomic::Ordering;
 
-use libp2p::{Multiaddr, PeerId, Stream, swarm::ConnectionId};
+use futures::{
+    AsyncReadExt as _,
+    io::{ReadHalf, WriteHalf},
+};
+use libp2p::{Multiaddr, Stream, swarm::ConnectionId};
 use shoal_protocol::directory::Peer;
 use tokio::task::AbortHandle;
 use tracing::{debug, warn};
@@ -11,7 +15,7 @@ use super::{Dial, DriverGone, Engine};
 use crate::network::{
     NetworkEvent, SendError,
     behaviour::{Lane, StreamEvent},
-    limits::{BULK_CONNECTIONS_MAX, BULK_IDLE, BULK_IN_USE, CONTROL_IDLE, FIRST_STREAM_TIMEOUT},
+    limits::{BULK_CONNECTIONS_MAX, BULK_IDLE, BULK_IN_USE, CONTROL_IDLE, STREAM_TIMEOUT},
     outbox::lock,
     streams::{self, Activity, Inlet, StreamError},
 };
@@ -19,13 +23,11 @@ use crate::network::{
 /// One established connection.
 pub(super) struct Connection {
     pub(super) peer: Peer,
-    pub(super) peer_id: PeerId,
     pub(super) address: Multiaddr,
-    /// Unknown on the listener's side until the first stream is opened.
+    /// Unknown on the listener's side until the stream is open.
     pub(super) lane: Option<Lane>,
     pub(super) activity: Activity,
     pub(super) outlet: Outlet,
-    pub(super) receives: bool,
     /// Whether it is as good as gone, though the swarm has not said so yet.
     pub(super) closing: bool,
     pub(super) tasks: Vec<AbortHandle>,
@@ -34,12 +36,10 @@ pub(super) struct Connection {
 /// What we have of a connection to send on. Where both sides dialled at once there are two
 /// connections, but only one drains the outbox, or messages would overtake each other.
 pub(super) enum Outlet {
-    /// Nothing.
-    Closed,
-    /// The stream was asked for.
+    /// Nothing: the stream is not open yet.
     Opening,
     /// The stream is open, and another connection drains the outbox.
-    Standby(Stream),
+    Standby(WriteHalf<Stream>),
     /// A task drains the outbox into the stream.
     Draining,
 }
@@ -102,38 +102,17 @@ impl Engine {
         })
     }
 
-    /// Sends on this connection: asks for the stream if there is none yet, or takes the one that
-    /// stands by.
+    /// Sends on this connection, if its stream stands by.
     pub(super) fn start_sending(&mut self, id: ConnectionId) {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
         };
-        let (peer_id, Some(lane)) = (connection.peer_id, connection.lane) else {
-            return;
-        };
-        match std::mem::replace(&mut connection.outlet, Outlet::Opening) {
-            Outlet::Closed => self.swarm.behaviour_mut().open(peer_id, id, lane),
-            Outlet::Opening => {}
-            Outlet::Standby(stream) => self.handle_outbound(id, lane, stream),
-            Outlet::Draining => connection.outlet = Outlet::Draining,
-        }
-    }
-
-    fn handle_outbound(&mut self, id: ConnectionId, lane: Lane, stream: Stream) {
-        let Some(peer) = self.connections.get(&id).map(|connection| connection.peer) else {
-            return;
-        };
-        let drained = self.connections.values().any(|other| {
-            other.peer == peer
-                && other.lane == Some(lane)
-                && matches!(other.outlet, Outlet::Draining)
-        });
-        if drained {
-            if let Some(connection) = self.connections.get_mut(&id) {
-                connection.outlet = Outlet::Standby(stream);
-            }
-        } else {
-            self.spawn_writer(id, lane, stream);
+        match (
+            connection.lane,
+            std::mem::replace(&mut connection.outlet, Outlet::Draining),
+        ) {
+            (Some(lane), Outlet::Standby(stream)) => self.spawn_writer(id, lane, stream),
+            (_, other) => connection.outlet = other,
         }
     }
 
@@ -143,11 +122,7 @@ impl Engine {
         event: StreamEvent,
     ) -> Result<(), DriverGone> {
         match event {
-            StreamEvent::Inbound(lane, stream) => self.handle_inbound(id, lane, stream).await,
-            StreamEvent::Outbound(lane, stream) => {
-                self.handle_outbound(id, lane, stream);
-                Ok(())
-            }
+            StreamEvent::Open(lane, stream) => self.handle_open(id, lane, stream).await,
             StreamEvent::Failed(reason) => {
                 debug!("stream refused: {reason}");
                 self.close(id);
@@ -156,40 +131,44 @@ impl Engine {
         }
     }
 
-    async fn handle_inbound(
+    async fn handle_open(
         &mut self,
         id: ConnectionId,
         lane: Lane,
         stream: Stream,
     ) -> Result<(), DriverGone> {
-        let Some(connection) = self.connections.get_mut(&id) else {
+        let Some(connection) = self.connections.get(&id) else {
             return Ok(());
         };
         let peer = connection.peer;
-        if connection.receives || connection.lane.is_some_and(|known| known != lane) {
-            warn!(node = ?self.shared.directory.id(peer), address = %connection.address, "opened a stream that the connection is not for; closing it");
-            self.close(id);
-            return Ok(());
-        }
-        connection.receives = true;
         let is_new = connection.lane.is_none();
         if is_new && lane == Lane::Bulk && !self.make_room() {
             debug!(node = ?self.shared.directory.id(peer), "refused: {BULK_CONNECTIONS_MAX} bulk connections are in use");
             self.close(id);
             return Ok(());
         }
+        let drained = self.connections.values().any(|other| {
+            other.peer == peer
+                && other.lane == Some(lane)
+                && matches!(other.outlet, Outlet::Draining)
+        });
+        let (read, write) = stream.split();
         if let Some(connection) = self.connections.get_mut(&id) {
             connection.lane = Some(lane);
+            connection.outlet = Outlet::Standby(write);
         }
         self.count();
         if is_new && lane == Lane::Control {
             self.connected(peer, id).await?;
         }
-        self.spawn_reader(id, lane, stream);
-        self.want(peer, lane).await
+        self.spawn_reader(id, lane, read);
+        if !drained {
+            self.start_sending(id);
+        }
+        Ok(())
     }
 
-    fn spawn_reader(&mut self, id: ConnectionId, lane: Lane, stream: Stream) {
+    fn spawn_reader(&mut self, id: ConnectionId, lane: Lane, stream: ReadHalf<Stream>) {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
         };
@@ -213,7 +192,7 @@ impl Engine {
         connection.tasks.push(task);
     }
 
-    fn spawn_writer(&mut self, id: ConnectionId, lane: Lane, stream: Stream) {
+    fn spawn_writer(&mut self, id: ConnectionId, lane: Lane, stream: WriteHalf<Stream>) {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
         };
@@ -323,7 +302,7 @@ impl Engine {
             let idle_max = match connection.lane {
                 Some(Lane::Control) => CONTROL_IDLE,
                 Some(Lane::Bulk) => BULK_IDLE,
-                None => FIRST_STREAM_TIMEOUT,
+                None => STREAM_TIMEOUT,
             };
             if !self.shared.admission.is_admitted(&node) {
                 warn!(

@@ -200,7 +200,7 @@ async fn a_peer_that_dies_is_disconnected_and_chunks_to_it_fail() {
     let (to_b, to_a) = (a.knows(&b), b.knows(&a));
     a.network.send(to_b, Message::MembersHash(1));
     b.next_message().await;
-    // It stops reading, then dies: the chunk does not fit into what TCP and yamux hold.
+    // It stops reading, then dies: the chunk does not fit into what TCP holds.
     for index in 0..64 {
         b.network.expect(to_a, blob(), index);
     }
