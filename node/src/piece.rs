@@ -103,6 +103,22 @@ impl FileRange {
         }
         Ok(sent)
     }
+
+    /// Copies the first of its bytes into `into`, up to its length, and says how many.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::UnexpectedEof`] where the file has become shorter; what the disk says.
+    pub(crate) fn peek(&self, into: &mut [u8]) -> io::Result<usize> {
+        let part = self.len().min(into.len());
+        self.file
+            .read_exact_at(&mut into[..part], self.range.start)?;
+        Ok(part)
+    }
+
+    /// Leaves out the first `sent` bytes.
+    pub(crate) fn advance(&mut self, sent: usize) {
+        self.range.start += sent as u64;
+    }
 }
 
 /// Bytes of a file.
