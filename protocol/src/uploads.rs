@@ -3,6 +3,11 @@
 //! nobody else is served. One holder and 99 pullers end 0.4 s after the bound with that, 15.5 s
 //! without \[sim\].
 //!
+//! A request for what was never sent takes the place of one for what was. Otherwise those that begin
+//! late, who find most of the blob at everyone, keep the uplink of the one node that has all from
+//! those who need what that node alone has: 16 nodes that begin within 8 s with 64 MiB on links of
+//! 50 Mbit/s end after 1.15 times the bound with that, 1.23 without \[sim\].
+//!
 //! No tit-for-tat and no preference for the most deprived: in a cluster of one owner nobody has to
 //! be taught to share, and preferring the deprived makes late joiners slower, not faster.
 
@@ -138,11 +143,16 @@ impl Uploads {
         }
         let unbounded = ctx.config.makes(Mutation::UploadsWithoutBound);
         if !self.has_place(ctx) && !unbounded {
-            let step = self.takes(bytes).mul_f64(COMES_BACK);
+            let gives_way = self.gives_way(&upload);
+            let refused = gives_way.and_then(|at| self.queue.remove(at));
+            let refused = refused.unwrap_or(upload);
+            let step = self.takes(refused.bytes).mul_f64(COMES_BACK);
             self.promised = self.promised.max(ctx.now + RETRY_MIN) + step;
             let retry = self.promised.since(ctx.now) + ctx.jitter(step);
-            upload.refuse(ctx, retry);
-            return;
+            refused.refuse(ctx, retry);
+            if gives_way.is_none() {
+                return;
+            }
         }
         self.queue.push_back(upload);
         if !self.has_slot(ctx, self.active.len(), self.active_bytes()) {
@@ -262,6 +272,17 @@ impl Uploads {
         let sent = self.sent.get(&upload.blob);
         let sent = sent.and_then(|sent| sent.get(upload.index as usize));
         sent.map_or(0, |(times, _)| *times)
+    }
+
+    /// The waiting request that one for a chunk that was never sent takes the place of: for what was
+    /// sent most often, and of those the last.
+    fn gives_way(&self, upload: &Upload) -> Option<usize> {
+        if self.sent_before(upload) > 0 {
+            return None;
+        }
+        let sent_before = |at: &usize| self.sent_before(&self.queue[*at]);
+        let most = (0..self.queue.len()).max_by_key(sent_before);
+        most.filter(|at| sent_before(at) > 0)
     }
 
     /// Whether others are to give a chunk that this node was asked for, and when to ask it again.

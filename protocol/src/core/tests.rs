@@ -13,4 +13,5 @@ mod readers;
 mod restarts;
 mod streams;
 mod tags;
+mod uploads;
 mod world;

@@ -48,6 +48,7 @@ fn hoarder() -> Scenario {
 /// same chunk.
 fn one_source() -> Scenario {
     let mut scenario = named("warm-48");
+    scenario.seed = 2;
     scenario.warm = 1;
     scenario.images[0].layers = 3;
     scenario.limits.ratio = Some(1.13);
