@@ -87,7 +87,7 @@ fn a_holder_that_was_cut_off_during_a_pull_is_found_again() {
     let (mut world, steward, holder) = one_holder(6);
     let puller = (0..6).find(|node| *node != steward && *node != holder);
     let puller = puller.unwrap();
-    world.chunk_time = MS * 200;
+    world.chunk_time = MS * 300;
     world.pull(puller, blob(1), 10);
     world.run(MS * 500);
     assert!(!world.has_all(puller, blob(1)));
