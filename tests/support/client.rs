@@ -91,7 +91,8 @@ pub(crate) fn blob_url(base: &str, digest: &str) -> String {
 /// `curl` at `place`, with what every request has.
 pub(crate) fn curl(place: &Place) -> Command {
     let mut command = place.command("curl");
-    command.args(["-sS", "--http1.1", "--noproxy", "*"]);
+    // Without --no-buffer it keeps the first bytes to itself until it has 4 KiB of them.
+    command.args(["-sS", "--http1.1", "--noproxy", "*", "--no-buffer"]);
     command.args(["--max-time", REQUEST_SECONDS_MAX]);
     command
 }
