@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use super::{BLOCK, runtime};
 
 /// Chunks that are handed to the network at once, as many as a daemon sends at once.
-const SENT_AT_ONCE: usize = 4;
+const SENT_AT_ONCE: usize = 6;
 
 /// One end.
 struct End {
