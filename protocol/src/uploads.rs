@@ -79,7 +79,7 @@ pub(crate) const SENT_MAX: usize = 64;
 const STALLED_AFTER: Duration = Duration::from_secs(2);
 
 /// Sends under way, stalled ones included, for each of the fewest slots: they are buffers.
-const STALLED_FACTOR: usize = 4;
+const STALLED_FACTOR: usize = 3;
 
 /// Those that were refused are told to come back one after the other, in this part of the time that
 /// a chunk takes: some will have theirs from elsewhere by then. At any time within 1.5 to 7.5 chunks

@@ -16,7 +16,7 @@ fn shown_in(mutation: Mutation) -> (Scenario, &'static str) {
         Mutation::NoAttestationCheck => (small("corrupt"), "which it does not have"),
         Mutation::HastyTimers => (named("lan"), "in vain"),
         Mutation::LeasesWithoutCap => (named("lan"), "even shares"),
-        Mutation::NoEndgameCancel => (named("throttled"), "not told"),
+        Mutation::NoEndgameCancel => (ended_by_many(), "not told"),
         Mutation::NoTakeover => (one_steward(), "copies from the origin"),
         Mutation::CompleteUnverified => (small("liar"), "calls"),
         Mutation::NoLost => (hoarder(), "never finished"),
@@ -29,6 +29,13 @@ fn shown_in(mutation: Mutation) -> (Scenario, &'static str) {
 fn one_steward() -> Scenario {
     let mut scenario = named("steward-frozen-32");
     scenario.images[0].layers = 1;
+    scenario
+}
+
+/// Last chunks are asked of several nodes.
+fn ended_by_many() -> Scenario {
+    let mut scenario = named("throttled");
+    scenario.seed = 2;
     scenario
 }
 
@@ -48,9 +55,8 @@ fn hoarder() -> Scenario {
 /// same chunk.
 fn one_source() -> Scenario {
     let mut scenario = named("warm-48");
-    scenario.seed = 2;
     scenario.warm = 1;
-    scenario.images[0].layers = 3;
+    scenario.images[0].layers = 1;
     scenario.limits.ratio = Some(1.13);
     scenario
 }
