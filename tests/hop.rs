@@ -43,7 +43,7 @@ use crate::measure::Outcome;
 #[command(name = "tests/bench hop")]
 struct Arguments {
     /// Which hops; may be given several times.
-    #[arg(long, value_enum, default_values_t = [Hop::Peers, Hop::Mirror, Hop::Origin])]
+    #[arg(long, value_enum, default_values_t = [Hop::Peers, Hop::Mirror, Hop::Pull, Hop::Origin])]
     hop: Vec<Hop>,
     /// How many MiB are moved in a round.
     #[arg(long, default_value_t = 1024)]
@@ -65,6 +65,8 @@ enum Hop {
     Peers,
     /// From a mirror to its client, cached.
     Mirror,
+    /// The same with a client that checks and keeps what it gets.
+    Pull,
     /// From an origin through a mirror to its client, cold.
     Origin,
 }
@@ -75,11 +77,8 @@ impl Hop {
             Self::Peers => {
                 measure::in_turns("node to node, one connection", peers::entries(size), rounds)
             }
-            Self::Mirror => {
-                let mut outcomes = mirror::cached(size, rounds)?;
-                outcomes.extend(mirror::pulled(size, rounds)?);
-                Ok(outcomes)
-            }
+            Self::Mirror => mirror::cached(size, rounds),
+            Self::Pull => mirror::pulled(size, rounds),
             Self::Origin => mirror::cold(size, rounds),
         }
     }
