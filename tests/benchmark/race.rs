@@ -57,7 +57,8 @@ pub(crate) struct Outcome {
     /// What no contender can beat: every node receives the image over its link, the origin sends it
     /// once over its own.
     pub(crate) bound_seconds: f64,
-    /// What nobody can beat whose bytes all pass one host's link.
+    /// What the last node cannot beat if the bytes of all nodes pass one host's link: that is as long
+    /// busy, less what the node that begins last comes later than the first.
     pub(crate) star_bound_seconds: Option<f64>,
     /// From each node's own start to its last byte, checked; sorted.
     pub(crate) seconds: Vec<f64>,
@@ -153,7 +154,9 @@ pub(crate) fn run(
         nodes,
         contender: contender.name().to_owned(),
         bound_seconds: bound,
-        star_bound_seconds: contender.is_star().then_some(bound * pulling as f64),
+        star_bound_seconds: contender
+            .is_star()
+            .then_some(bound * pulling as f64 - pause * (pulling - 1) as f64),
         seconds: sorted(|pull| pull.took),
         first_byte_seconds: sorted(|pull| pull.first_byte)[pulling / 2],
         origin_copies: entrant.origin_copies() - copies_before,
