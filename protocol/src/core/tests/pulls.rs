@@ -216,6 +216,29 @@ fn a_silenced_steward_is_replaced_and_taken_back() {
 }
 
 #[test]
+fn who_is_slow_to_read_gets_leases_after_all_others() {
+    // Fewer streams than nodes: not everybody has to read.
+    let config = Config {
+        streams_start: 3,
+        streams_max: 3,
+        ..Config::default()
+    };
+    let mut world = World::with(6, config);
+    world.nodes[0].origin = Origin::GivesSlowly;
+    for node in 0..6 {
+        world.pull(node, blob(1), 200);
+    }
+    let done = |world: &World| (1..6).all(|node| world.has_all(node, blob(1)));
+    assert!(world.run_until(SECOND * 10, done).is_some());
+    let mut leases = [0; 6];
+    for (_, node, _) in world.logged(read_origin) {
+        leases[node] += 1;
+    }
+    assert_eq!(leases[0], 1, "{leases:?}");
+    assert!(leases[1..].iter().all(|count| *count > 4), "{leases:?}");
+}
+
+#[test]
 fn a_silent_leaseholder_loses_its_lease_within_about_a_second() {
     let mut world = World::new(4);
     let ranks = world.ranks(blob(1));

@@ -29,6 +29,8 @@ pub(super) const CHUNK: u64 = 256 << 10;
 #[derive(Clone, Debug)]
 pub(super) enum Origin {
     Gives,
+    /// It gives at a tenth of the rate.
+    GivesSlowly,
     /// It gives wrong bytes, and the node signs them.
     Lies,
     /// Only whole blobs.
@@ -577,7 +579,7 @@ impl World {
             Origin::NoRanges if lease.first > 0 || lease.end < chunks => {
                 Some(OriginFailure::NoRanges)
             }
-            Origin::NoRanges | Origin::Gives | Origin::Lies => None,
+            Origin::NoRanges | Origin::Gives | Origin::GivesSlowly | Origin::Lies => None,
         };
         if failure.is_some() {
             let lease = lease.id;
@@ -599,10 +601,17 @@ impl World {
         }
         let index = lease.first;
         self.at(
-            self.origin_time,
+            self.read_time(node),
             node,
             Happening::Read { blob, lease, index },
         );
+    }
+
+    fn read_time(&self, node: usize) -> Duration {
+        match self.nodes[node].origin {
+            Origin::GivesSlowly => self.origin_time * 10,
+            _ => self.origin_time,
+        }
     }
 
     fn read_one(&mut self, node: usize, blob: Digest, lease: Lease, index: u32) {
@@ -616,7 +625,7 @@ impl World {
         let mut after = Duration::ZERO;
         if index < lease.end.min(geometry.chunks()) && !stored.chunks.contains_key(&index) {
             *self.reads.entry((blob, index)).or_default() += 1;
-            after = self.origin_time;
+            after = self.read_time(node);
             let bytes = u64::from(geometry.len(index));
             let wrong = matches!(self.nodes[node].origin, Origin::Lies);
             let signer = node;
