@@ -834,8 +834,8 @@ impl Steward {
                 break;
             };
             let left = self.chunks - leased.count();
-            let rate = self.joiners[&holder].rate.and(self.lease_rate);
-            let most = self.lease_chunks(ctx, left / u32::from(streams), rate);
+            let is_first = self.joiners[&holder].rate.is_none();
+            let most = self.lease_chunks(ctx, left / u32::from(streams), is_first);
             let limit = (first + most).min(self.chunks);
             let end = leased.next_set(first).map_or(limit, |next| next.min(limit));
             let (first, end) = if far_end {
@@ -907,16 +907,19 @@ impl Steward {
     /// Chunks in a lease where `share` are left for each stream: what a stream gives in the
     /// configured time, and more while much is left. Longer ones keep more of a slow origin's chunks
     /// under way at once, and all of them late; shorter ones cost requests, and on a slow link the
-    /// stream idles until the next one is granted. A holder's first one is short: it may be slow.
-    fn lease_chunks(&self, ctx: &Ctx, share: u32, rate: Option<f64>) -> u32 {
+    /// stream idles until the next one is granted. A holder's first one is never longer:
+    /// it may be slow.
+    fn lease_chunks(&self, ctx: &Ctx, share: u32, is_first: bool) -> u32 {
         let config = &ctx.config;
         let within = |time: Duration| {
-            let bytes = (rate.unwrap_or_default() * time.as_secs_f64()) as u64;
+            let bytes = (self.lease_rate.unwrap_or_default() * time.as_secs_f64()) as u64;
             let bytes = bytes.clamp(config.lease_bytes_min, config.lease_bytes_max);
             (bytes / self.chunk_bytes) as u32
         };
-        let early = within(config.lease_time_max).min(share / EARLY_LEASES);
-        let most = early.max(within(config.lease_time));
+        let mut most = within(config.lease_time);
+        if !is_first {
+            most = most.max(within(config.lease_time_max).min(share / EARLY_LEASES));
+        }
         // Shrinking to one chunk near the end, so that the last leases end together.
         most.min(share / 2).max(1)
     }
