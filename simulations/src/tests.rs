@@ -144,6 +144,15 @@ fn a_liar_is_found_and_nobody_else() {
 }
 
 #[test]
+fn what_a_node_read_and_spoils_is_read_again_at_once() {
+    // A tenth of all, in layers of up to a thousand chunks; SHA-256 then takes up to 3 s.
+    let report = sound(named("corrupt-10"));
+    assert!(report.origin_copies >= 1.05, "{report}");
+    let late = report.max_seconds - report.lower_bound_seconds;
+    assert!(late <= 6.0, "{report}");
+}
+
+#[test]
 fn the_same_seed_is_the_same_run() {
     let trace = |seed| {
         let mut scenario = small("killed");
