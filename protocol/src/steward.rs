@@ -967,7 +967,7 @@ impl Steward {
     /// Who may hold one more lease: the one with the fewest, of those below their cap. Without a
     /// cap the first joiner would take all of them [sim: 1.34 times the bound, more where it is
     /// slow]. Those that were slow come last: with 5 of 100 nodes at a tenth of the others' rate, and
-    /// 5 that are killed, the rest end 0.48 s after the bound with that, 0.66 s without [sim].
+    /// 5 that are killed, the rest end 0.49 s after the bound with that, 0.66 s without [sim].
     fn next_holder(&self, ctx: &mut Ctx, streams: u16, wanted_by: Option<Peer>) -> Option<Peer> {
         let is_able = |ctx: &Ctx, peer: Peer, joiner: &Joiner| {
             let refused = joiner
