@@ -58,7 +58,7 @@ struct Arguments {
     /// Which contenders; may be given several times.
     #[arg(long, value_enum, default_values_t = Contender::ALL)]
     contender: Vec<Contender>,
-    /// The rate of every link, in Mbit/s. Sixteen nodes at 50 keep two cores 60 % busy; with more
+    /// The rate of every link, in Mbit/s. Sixteen nodes at 50 keep two cores 80 % busy; with more
     /// the cores are what is measured.
     #[arg(long, default_value_t = 50)]
     link: u64,

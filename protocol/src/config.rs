@@ -45,7 +45,7 @@ pub struct Config {
     /// fewer the uplink idles whenever a receiver's link is shared: 2 slots cost 7 % against 4
     /// \[sim\]. TCP takes its time to fill what another connection leaves free, which no simulation
     /// here knows: on links of 50 Mbit/s 16 nodes end 384 MiB after 78.5 s with 4 slots, 71.8 s with
-    /// 6, 70.8 s with 8; simulated, 6 take up to 2 % more than 4, and 8 up to 3 %.
+    /// 6, 70.8 s with 8; simulated, 6 and 8 take up to 3 % more than 4.
     pub upload_slots: usize,
     /// And at most. 100 nodes at 10 Gbit/s use 92 % of their uplinks with 4 slots, 95 % with 8, 96 %
     /// with 16 \[sim\].

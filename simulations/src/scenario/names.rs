@@ -194,8 +194,8 @@ impl Scenario {
             copies: Some(1.02),
             wasted: Some(0.02),
             holder: Some(4.0),
-            // So slow an uplink has the fewest slots, four times as many where receivers stall.
-            sending: Some(4 * world.config.upload_slots),
+            // So slow an uplink has the fewest slots, three times as many where receivers stall.
+            sending: Some(3 * world.config.upload_slots),
             uncancelled: Some(0),
             ..world.limits
         };
